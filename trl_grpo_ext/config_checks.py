@@ -1,0 +1,205 @@
+"""Runs the rules of `config_rules.py`, and those that tie several fields together, over a `GRPOConfig`.
+
+A problem is one line that names the field, its value, the rule and the remedy. Checks read the config and never change
+it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from .config_rules import CHOICES, DDP, GENERATION_KEYS, REFUSED, REFUSED_ENVIRONMENT, RULE_OF, RULES, integer, number
+
+if TYPE_CHECKING:
+    from .config import GRPOConfig
+
+
+class InvalidConfigError(ValueError):
+    """One or more fields of a config break a rule. `problems` holds one line for each."""
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__(*problems)
+        self.problems = problems
+
+    def __str__(self) -> str:
+        return "GRPOConfig cannot be used as given:" + "".join(f"\n  - {problem}" for problem in self.problems)
+
+
+def refused_features(config: GRPOConfig) -> list[str]:
+    """Features that are not supported. Run before `TrainingArguments` starts to set them up."""
+    problems = [
+        f"{field}={value!r} {remedy}." for field, remedy in REFUSED.items() if (value := getattr(config, field, None))
+    ]
+    for variable, name in REFUSED_ENVIRONMENT.items():
+        if os.environ.get(variable, "").lower() in ("1", "true", "yes", "on", "t", "y"):
+            problems.append(
+                f"{name} is switched on by {variable}={os.environ[variable]}, which is not supported. {DDP}."
+            )
+    parallelism = config.parallelism_config
+    if parallelism is not None and (parallelism.cp_enabled or parallelism.sp_enabled):
+        problems.append(
+            f"parallelism_config (cp_size={parallelism.cp_size}, sp_size={parallelism.sp_size}) must not split the "
+            "sequence: model inputs are built after generation, inside the trainer. Set cp_size=1 and sp_size=1."
+        )
+    return problems
+
+
+def value_problems(config: GRPOConfig) -> list[str]:
+    """Fields whose value breaks a rule by itself, and pairs of fields that exclude each other."""
+    problems = [problem for rule in RULES if (problem := rule.problem(getattr(config, rule.field))) is not None]
+    for field, allowed in CHOICES.items():
+        problems += _choice_problem(field, getattr(config, field), allowed)
+    for check in (_reward_weights, _kl_in_reward, _both_generation_sizes):
+        problems += check(config)
+    return problems
+
+
+def settled_problems(config: GRPOConfig) -> list[str]:
+    """Checks that need `TrainingArguments.__post_init__`: JSON strings are dicts, the processes are counted."""
+    problems = [*_generation_kwargs(config), *_data_parallel(config)]
+    for fields, check in _BATCH_CHECKS:
+        # A batch of -1, or a group of 0, is reported by its own rule; here it would only add noise.
+        if all(RULE_OF[field].problem(getattr(config, field)) is None for field in fields):
+            problems += check(config)
+    return problems
+
+
+def _choice_problem(field: str, value: Any, allowed: Sequence[str]) -> Iterator[str]:
+    if isinstance(value, str) and value in allowed:
+        return
+    near = difflib.get_close_matches(str(value).lower(), allowed, n=1)
+    remedy = f"Did you mean {near[0]!r}?" if near else f"The default is {_default(field)!r}."
+    yield f"{field}={value!r} must be one of {', '.join(map(repr, allowed))}. {remedy}"
+
+
+def _default(field: str) -> Any:
+    from .config import GRPOConfig  # at run time config.py imports this module
+
+    return GRPOConfig.__dataclass_fields__[field].default
+
+
+def _reward_weights(config: GRPOConfig) -> Iterator[str]:
+    weights = config.reward_weights
+    if weights is None:
+        return
+    if not isinstance(weights, list | tuple) or not weights or not all(map(number(lambda v: True), weights)):
+        yield (
+            f"reward_weights={weights!r} must be a list of finite numbers, one per reward function. Leave it unset to "
+            "weight all of them with 1.0."
+        )
+
+
+def _kl_in_reward(config: GRPOConfig) -> Iterator[str]:
+    if not config.kl_in_reward:
+        return
+    if config.beta == 0:
+        yield (
+            "kl_in_reward=True must come with beta above 0, and beta=0.0 leaves nothing to subtract from the reward. "
+            "Set beta, or kl_in_reward=False."
+        )
+    if config.kl_estimator == "full":
+        yield (
+            "kl_in_reward=True must come with kl_estimator 'k1', 'k2' or 'k3', and kl_estimator='full' is a KL of "
+            "whole distributions, while a reward is charged for the sampled tokens. Set kl_estimator='k1', or "
+            "kl_in_reward=False."
+        )
+
+
+def _both_generation_sizes(config: GRPOConfig) -> Iterator[str]:
+    if config.generation_batch_size is not None and config.steps_per_generation is not None:
+        yield (
+            f"generation_batch_size={config.generation_batch_size} and steps_per_generation="
+            f"{config.steps_per_generation} must not both be set, as each follows from the other. Leave one unset."
+        )
+
+
+def _generation_kwargs(config: GRPOConfig) -> Iterator[str]:
+    options = config.generation_kwargs
+    if options is None:
+        return
+    if not isinstance(options, dict):
+        yield f"generation_kwargs={options!r} must be a dict, or its JSON on the command line. Leave it unset for none."
+        return
+    for key, value in options.items():
+        label = f"generation_kwargs[{key!r}]"
+        if key not in GENERATION_KEYS:
+            near = difflib.get_close_matches(str(key), GENERATION_KEYS, n=1)
+            remedy = f"Did you mean {near[0]!r}?" if near else "Remove it."
+            yield f"{label}={value!r} is not supported; the keys are {', '.join(GENERATION_KEYS)}. {remedy}"
+        elif (field := GENERATION_KEYS[key]) is not None:
+            problem = RULE_OF[field].problem(value, label)
+            if problem is not None:
+                yield problem
+        elif value is not None and not (isinstance(value, list | tuple) and all(map(integer(0), value))):
+            yield f"{label}={value!r} must be a list of token ids. Remove it to suppress none."
+
+
+def _data_parallel(config: GRPOConfig) -> Iterator[str]:
+    if config.n_gpu > 1:
+        yield (
+            f"n_gpu={config.n_gpu} devices in one process must not be: torch.nn.DataParallel would cut the packed rows "
+            f"apart. Set CUDA_VISIBLE_DEVICES to one device. {DDP}."
+        )
+
+
+def _generation_batch(config: GRPOConfig) -> Iterator[str]:
+    if config.generation_batch_size is not None and config.steps_per_generation is not None:
+        return  # reported by `_both_generation_sizes`
+    batch, processes, group = config.per_device_train_batch_size, config.world_size, config.num_generations
+    step = batch * processes
+    size = config.generation_batch_size or step * (config.steps_per_generation or config.gradient_accumulation_steps)
+    # The smallest size, from here upwards, that gives every process whole micro-batches and whole groups.
+    whole = math.lcm(batch, group) * processes
+    fit = whole * math.ceil(size / whole)
+    rules = (
+        (size % step == 0, f"divisible by per_device_train_batch_size={batch} * {processes} processes"),
+        (size % group == 0, f"divisible by num_generations={group}, as it holds whole groups"),
+        (
+            size // processes % group == 0,
+            f"divisible by {processes} processes * num_generations={group}, as each holds whole groups",
+        ),
+    )
+    for holds, rule in rules:
+        if not holds:
+            origin = (
+                ""
+                if config.generation_batch_size
+                else (f" (per_device_train_batch_size={batch} * {processes} processes * {size // step} steps)")
+            )
+            yield (
+                f"generation_batch_size={size}{origin} must be {rule}. Change num_generations, or use "
+                f"steps_per_generation={fit // step}, which makes it {fit}."
+            )
+            return
+
+
+def _eval_batch(config: GRPOConfig) -> Iterator[str]:
+    if not config.do_eval or config.eval_strategy == "no":
+        return
+    group = config.num_generations_eval or config.num_generations
+    size = config.per_device_eval_batch_size * config.world_size
+    if size < 1 or size % group != 0:
+        yield (
+            f"per_device_eval_batch_size={config.per_device_eval_batch_size} * {config.world_size} processes = {size} "
+            f"must be divisible by the {group} completions per prompt of an evaluation. Set num_generations_eval or "
+            "per_device_eval_batch_size so that it is."
+        )
+
+
+_BATCH_CHECKS: tuple[tuple[tuple[str, ...], Callable[[GRPOConfig], Iterator[str]]], ...] = (
+    (
+        (
+            "num_generations",
+            "per_device_train_batch_size",
+            "gradient_accumulation_steps",
+            "steps_per_generation",
+            "generation_batch_size",
+        ),
+        _generation_batch,
+    ),
+    (("num_generations", "num_generations_eval"), _eval_batch),
+)

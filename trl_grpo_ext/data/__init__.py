@@ -1,0 +1,17 @@
+"""rows -> prompts: templates, checks, and the order that keeps groups together."""
+
+from .feed import GenerationFeed, Take
+from .order import GroupOrder, repeat_stream
+from .prompts import EncodedPrompt, PromptEncoder, batched, check_columns, check_lengths
+
+__all__ = [
+    "EncodedPrompt",
+    "GenerationFeed",
+    "GroupOrder",
+    "PromptEncoder",
+    "Take",
+    "batched",
+    "check_columns",
+    "check_lengths",
+    "repeat_stream",
+]

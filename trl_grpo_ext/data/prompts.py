@@ -1,0 +1,143 @@
+"""Rows -> prompts as token ids, checked before any training."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from datasets import Dataset, IterableDataset
+from transformers import PreTrainedTokenizerBase
+from trl.data_utils import is_conversational
+
+Prompt = str | list[dict[str, Any]]
+
+# A reasoning block that the prompt opened and left open: the model's completion starts inside it
+_OPEN_THINK = re.compile(r"<think>(?:(?!</think>).)*\Z", re.DOTALL)
+# Room for what a chat template writes around the messages, when prompts are screened by their length in bytes
+_TEMPLATE_BYTES = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPrompt:
+    """One prompt as the model reads it."""
+
+    ids: list[int]
+    prefill: str  # what the prompt already wrote of the completion: "<think>\n" where a template opens the reasoning
+
+
+class PromptEncoder:
+    """Applies the chat template to conversational prompts and tokenizes.
+
+    A conversation that ends with an assistant message is continued; any other gets the template's generation prompt.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, chat_template_kwargs: dict[str, Any] | None = None) -> None:
+        self._tokenizer = tokenizer
+        self._template_kwargs = dict(chat_template_kwargs or {})
+
+    def text(self, prompt: Prompt) -> str:
+        """The prompt as the model reads it, before tokenization."""
+        if isinstance(prompt, str):
+            return prompt
+        continued = prompt[-1]["role"] == "assistant"
+        return str(
+            self._tokenizer.apply_chat_template(
+                prompt,
+                tokenize=False,
+                add_generation_prompt=not continued,
+                continue_final_message=continued,
+                **self._template_kwargs,
+            )
+        )
+
+    def encode(self, prompt: Prompt) -> EncodedPrompt:
+        """Token ids of one prompt. Special tokens are added to plain text only: a chat template writes its own."""
+        text = self.text(prompt)
+        ids = self._tokenizer(text, add_special_tokens=isinstance(prompt, str))["input_ids"]
+        opened = _OPEN_THINK.search(text)
+        return EncodedPrompt(list(ids), opened.group() if opened and not text[opened.end() :].strip() else "")
+
+    def completions(
+        self, prompts: Sequence[Prompt], prefills: Sequence[str], completion_ids: Sequence[Sequence[int]]
+    ) -> list[Any]:
+        """What rewards are given: text, or one assistant message where the prompt is conversational.
+
+        A `<think>` that the prompt opened is put in front, so that the completion reads as the model meant it.
+        """
+        texts = self._tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
+        texts = [prefill + text for prefill, text in zip(prefills, texts, strict=True)]
+        return [
+            text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+            for prompt, text in zip(prompts, texts, strict=True)
+        ]
+
+
+def batched(dataset: Dataset | IterableDataset, size: int) -> Iterator[list[dict[str, Any]]]:
+    """Rows in lists of `size`, the last one shorter if need be."""
+    rows: list[dict[str, Any]] = []
+    for row in dataset:
+        rows.append(row)
+        if len(rows) == size:
+            yield rows
+            rows = []
+    if rows:
+        yield rows
+
+
+def check_columns(dataset: Dataset | IterableDataset, name: str) -> None:
+    """Refuse an empty dataset, one without prompts, and prompts of a form nobody can read.
+
+    Raises:
+        ValueError: says which, and what to do.
+        TypeError: for something that is not a `datasets` dataset.
+    """
+    if not isinstance(dataset, (Dataset, IterableDataset)):
+        raise TypeError(f"{name} must be a datasets.Dataset or IterableDataset, got {type(dataset).__name__}")
+    first = next(iter(dataset), None)
+    if first is None:
+        raise ValueError(f"{name} is empty: there is nothing to train on. Check the split and the filters.")
+    if "prompt" not in first:
+        raise ValueError(
+            f"{name} has no 'prompt' column (its columns: {sorted(first)}). Rename the column that holds the prompts: "
+            "dataset.rename_column('question', 'prompt')."
+        )
+    prompt = first["prompt"]
+    if not isinstance(prompt, str) and not is_conversational({"prompt": prompt}):
+        raise ValueError(
+            f"{name}: 'prompt' is {json.dumps(prompt, default=str)[:80]}; it must be a string or a list of messages "
+            '[{"role": "user", "content": "..."}]'
+        )
+
+
+def check_lengths(dataset: Dataset, name: str, encoder: PromptEncoder, limit: int, why: str) -> None:
+    """Refuse prompts of more than `limit` tokens.
+
+    A token takes at least one byte of text, so only prompts of more bytes than that are tokenized.
+
+    Raises:
+        ValueError: names the first such row, its length and how many there are.
+    """
+    long = []
+    for row, prompt in enumerate(_prompts(dataset)):
+        size = sum(len(text.encode()) for text in _texts(prompt))
+        if size + _TEMPLATE_BYTES > limit:
+            tokens = len(encoder.encode(prompt).ids)
+            if tokens > limit:
+                long.append((row, tokens))
+    if long:
+        row, tokens = long[0]
+        raise ValueError(
+            f"{name}: the prompt of row {row} has {tokens} tokens, more than the {limit} {why}; {len(long)} of "
+            f"{len(dataset)} prompts are too long. Drop them with dataset.filter, or use a model with a longer context."
+        )
+
+
+def _prompts(dataset: Dataset) -> Iterable[Prompt]:
+    return (row["prompt"] for row in dataset.select_columns("prompt"))
+
+
+def _texts(prompt: Prompt) -> list[str]:
+    return [prompt] if isinstance(prompt, str) else [str(message.get("content", "")) for message in prompt]

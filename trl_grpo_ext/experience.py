@@ -1,0 +1,138 @@
+"""Scored rollouts, and the micro-batches they are trained in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from .policy.packing import GroupPart, PackedRow, deal_rows, pack_row
+
+
+@dataclass(slots=True)
+class Experience:
+    """One generation: `B = P * G` completions with everything the update needs. Tensors are on the CPU."""
+
+    prompt_ids: list[list[int]]  # P
+    completion_ids: list[list[int]]  # B
+    num_generations: int
+    old_logps: torch.Tensor  # (B, C)
+    ref_logps: torch.Tensor | None  # (B, C)
+    advantages: torch.Tensor  # (B,)
+    in_loss: torch.Tensor  # (B,) bool; False for truncated completions that are masked
+    dapo_tokens: float  # TRL's num_items_in_batch per process and accumulation window
+    generated_at: int  # global step whose policy drew it
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain containers and tensors, for `torch.save` and `torch.load(weights_only=True)`."""
+        return asdict(self)
+
+
+@dataclass(slots=True)
+class MicroBatch:
+    """`S` completions for one forward and backward pass, and what the loss needs of each."""
+
+    indices: list[int]  # S, which of the step's completions they are
+    prompt_ids: list[list[int]]  # S, the prompt of each completion
+    completion_ids: list[list[int]]  # S
+    row: PackedRow | None  # None: score them as padded rows
+    advantages: torch.Tensor  # (S,)
+    old_logps: torch.Tensor  # (S, C)
+    fresh: torch.Tensor  # (S,) bool: drawn by the policy as it is now, so that the ratio is 1
+    ref_logps: torch.Tensor | None  # (S, C)
+    in_loss: torch.Tensor  # (S,) bool
+    dapo_tokens: torch.Tensor  # (S,)
+
+
+@dataclass(slots=True)
+class StepBatch:
+    """The completions of one optimizer step, gathered from one or more generations."""
+
+    global_step: int
+    prompt_ids: list[list[int]] = field(default_factory=list)
+    parts: list[GroupPart] = field(default_factory=list)  # indices into prompt_ids and the lists below
+    completion_ids: list[list[int]] = field(default_factory=list)
+    prompt_of: list[int] = field(default_factory=list)
+    in_loss: list[bool] = field(default_factory=list)
+    advantages: list[float] = field(default_factory=list)
+    old_logps: list[torch.Tensor] = field(default_factory=list)
+    ref_logps: list[torch.Tensor] = field(default_factory=list)
+    fresh: list[bool] = field(default_factory=list)
+    dapo_tokens: list[float] = field(default_factory=list)
+
+    def add(self, experience: Experience, indices: range) -> None:
+        """Add these completions of a generation."""
+        first_prompt = len(self.prompt_ids)
+        self.prompt_ids += experience.prompt_ids
+        groups: dict[int, list[int]] = {}
+        for i in indices:
+            prompt = first_prompt + i // experience.num_generations
+            groups.setdefault(prompt, []).append(len(self.completion_ids))
+            self.prompt_of.append(prompt)
+            length = len(experience.completion_ids[i])
+            self.completion_ids.append(experience.completion_ids[i])
+            self.in_loss.append(bool(experience.in_loss[i]))
+            self.advantages.append(float(experience.advantages[i]))
+            self.old_logps.append(experience.old_logps[i, :length])
+            if experience.ref_logps is not None:
+                self.ref_logps.append(experience.ref_logps[i, :length])
+            self.fresh.append(experience.generated_at == self.global_step)
+            self.dapo_tokens.append(experience.dapo_tokens)
+        self.parts += [GroupPart(prompt, tuple(members)) for prompt, members in groups.items()]
+
+    @property
+    def num_loss_tokens(self) -> int:
+        """Tokens that are in the loss, those of zero advantage included."""
+        return sum(len(ids) for ids, kept in zip(self.completion_ids, self.in_loss, strict=True) if kept)
+
+    def trained(self, *, skip_zero_advantages: bool, at_least_one: bool) -> list[int]:
+        """Completions that have a gradient: not masked, and with an advantage unless something else (KL) pulls at them."""
+        chosen = [
+            i
+            for i, kept in enumerate(self.in_loss)
+            if kept and not (skip_zero_advantages and self.advantages[i] == 0.0)
+        ]
+        return chosen or ([0] if at_least_one and self.completion_ids else [])
+
+    def micro_batches(
+        self, chosen: Sequence[int], num: int, batch_size: int, *, packed: bool, device: torch.device
+    ) -> list[MicroBatch | None]:
+        """The `chosen` completions in exactly `num` micro-batches; None is an empty one, and those come first."""
+        if not chosen:
+            return [None] * num
+        kept = set(chosen)
+        parts = [GroupPart(part.prompt, tuple(i for i in part.completions if i in kept)) for part in self.parts]
+        parts = [part for part in parts if part.completions]
+        if not packed:
+            size = -(-len(chosen) // num)
+            pieces = [list(chosen[start : start + size]) for start in range(0, len(chosen), size)]
+            batches: list[MicroBatch | None] = [self._micro_batch(piece, None, device) for piece in pieces]
+            return [None] * (num - len(batches)) + batches
+        prompt_lengths = [len(ids) for ids in self.prompt_ids]
+        lengths = [len(ids) for ids in self.completion_ids]
+        longest = max(prompt_lengths[part.prompt] for part in parts) + max(lengths[i] for i in chosen)
+        rows = deal_rows(parts, prompt_lengths, lengths, num, batch_size * longest)
+        packed_rows = [pack_row(row, self.prompt_ids, self.completion_ids, device) if row else None for row in rows]
+        return [None if row is None else self._micro_batch(row.completions, row, device) for row in packed_rows]
+
+    def _micro_batch(self, indices: Sequence[int], row: PackedRow | None, device: torch.device) -> MicroBatch:
+        def padded(values: list[torch.Tensor]) -> torch.Tensor:
+            return torch.nn.utils.rnn.pad_sequence([values[i] for i in indices], batch_first=True).to(device)
+
+        def tensor(values: list[Any]) -> torch.Tensor:
+            return torch.tensor([values[i] for i in indices], device=device)
+
+        return MicroBatch(
+            indices=list(indices),
+            prompt_ids=[self.prompt_ids[self.prompt_of[i]] for i in indices],
+            completion_ids=[self.completion_ids[i] for i in indices],
+            row=row,
+            advantages=tensor(self.advantages),
+            old_logps=padded(self.old_logps),
+            fresh=tensor(self.fresh),
+            ref_logps=padded(self.ref_logps) if self.ref_logps else None,
+            in_loss=tensor(self.in_loss),
+            dapo_tokens=tensor(self.dapo_tokens),
+        )

@@ -1,0 +1,209 @@
+"""Prompts -> rollouts -> rewards -> advantages: one generation, and what is logged about it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import nn
+from transformers import TrainerState
+
+from .config import GRPOConfig
+from .data import PromptEncoder
+from .experience import Experience, MicroBatch, StepBatch
+from .metrics import CompletionLog, MetricLog, StepClock, length_metrics, reward_metrics
+from .objective import AGGREGATORS, kl_penalised_rewards
+from .policy import AdapterOff, Snapshot, TokenScores
+from .rewards import RewardScorer
+from .rollout import GroupSampler, Rollouts
+
+Row = dict[str, Any]
+
+
+@dataclass(slots=True)
+class Scored:
+    """Rollouts with their rewards, and prompts and completions as rewards saw them."""
+
+    rollouts: Rollouts
+    rewards: torch.Tensor  # (B, K), NaN for None
+    prompts: list[Any]
+    completions: list[Any]
+    seconds: dict[str, float]  # "rollout", "reward"
+
+
+@dataclass(slots=True)
+class ExperienceMaker:
+    """Draws and scores completions. Knows nothing of optimizer steps."""
+
+    args: GRPOConfig
+    accelerator: Accelerator
+    model: nn.Module
+    encoder: PromptEncoder
+    sampler: GroupSampler
+    reward_scorer: RewardScorer
+    reward_weights: torch.Tensor  # (K,)
+    score: Callable[[nn.Module, MicroBatch], TokenScores]
+    reference: AdapterOff | Snapshot | None
+    prompt_limit: int | None  # tokens
+    packed: bool
+    completion_log: CompletionLog
+    _extras: dict[str, list[Any]] = field(default_factory=dict)  # columns that rewards logged with the latest rollouts
+
+    def roll_out(
+        self, rows: list[Row], num_generations: int, *, state: TrainerState, noise_step: int, first_prompt_index: int
+    ) -> Scored:
+        """Completions of these rows' prompts, and their rewards."""
+        started = time.perf_counter()
+        encoded = [self.encoder.encode(row["prompt"]) for row in rows]
+        for row, prompt in zip(rows, encoded, strict=True):
+            if self.prompt_limit is not None and len(prompt.ids) > self.prompt_limit:
+                raise ValueError(
+                    f"a prompt has {len(prompt.ids)} tokens, the model's context has room for {self.prompt_limit}: "
+                    f"{str(row['prompt'])[:200]!r}. Filter such prompts out of the dataset."
+                )
+        with self.accelerator.autocast():
+            rollouts = self.sampler.generate(
+                [prompt.ids for prompt in encoded],
+                num_generations,
+                seed=self.args.seed,
+                step=noise_step,
+                first_prompt_index=first_prompt_index,
+            )
+        generated = time.perf_counter()
+        repeated = [row for row in rows for _ in range(num_generations)]
+        prompts = [row["prompt"] for row in repeated]
+        prefills = [prompt.prefill for prompt in encoded for _ in range(num_generations)]
+        completions = self.encoder.completions(prompts, prefills, rollouts.completion_ids)
+        names = sorted(set(rows[0]) - {"prompt", "completion", "completion_ids"})
+        rewards = self.reward_scorer.score(
+            prompts,
+            completions,
+            rollouts.completion_ids,
+            {name: [row.get(name) for row in repeated] for name in names},
+            trainer_state=state,
+            step=state.global_step,
+        )
+        seconds = {"rollout": generated - started, "reward": time.perf_counter() - generated}
+        return Scored(rollouts, rewards, prompts, completions, seconds)
+
+    def make(
+        self, rows: list[Row], state: TrainerState, drawn: int, metrics: MetricLog, clock: StepClock
+    ) -> Experience:
+        """One generation of this process.
+
+        Args:
+            rows: Each prompt `num_generations` times, as the dataloader deals them out.
+            drawn: Prompts this process already drew in this optimizer step; keeps their noise apart.
+        """
+        generations, processes = self.args.num_generations, self.accelerator.num_processes
+        prompts = rows[::generations]
+        first = drawn * processes + self.accelerator.process_index * len(prompts)
+        scored = self.roll_out(
+            prompts, generations, state=state, noise_step=state.global_step, first_prompt_index=first
+        )
+        rollouts = scored.rollouts
+        clock.spend("rollout", scored.seconds["rollout"])
+        clock.spend("reward", scored.seconds["reward"])
+        state.num_input_tokens_seen += self.record(scored, metrics)
+        metrics.latest("num_tokens", state.num_input_tokens_seen)
+
+        kept = [reason == "eos" or not self.args.mask_truncated_completions for reason in rollouts.finish_reasons]
+        tokens = sum(length for length, keep in zip(rollouts.lengths, kept, strict=True) if keep)
+        window = self.args.gradient_accumulation_steps / (self.args.steps_per_generation or 1)
+        experience = Experience(
+            prompt_ids=rollouts.prompt_ids,
+            completion_ids=rollouts.completion_ids,
+            num_generations=generations,
+            old_logps=rollouts.logps,
+            ref_logps=None,
+            advantages=torch.zeros(len(kept)),
+            in_loss=torch.tensor(kept),
+            dapo_tokens=sum(gather_object([tokens])) / processes * window,
+            generated_at=state.global_step,
+        )
+        if self.reference is not None and self.args.kl_estimator != "full":
+            experience.ref_logps = self._reference_logps(experience)
+        rewards, weights = scored.rewards, self.reward_weights
+        if self.args.kl_in_reward:
+            penalty = self._kl_penalty(experience, rewards, metrics)
+            rewards, weights = torch.cat([rewards, penalty], dim=1), torch.cat([weights, torch.ones(1)])
+        everywhere = self.accelerator.gather(rewards.to(self.args.device)).cpu()
+        result = AGGREGATORS[self.args.multi_objective_aggregation](
+            everywhere, weights, generations, scale=self.args.scale_rewards
+        )
+        metrics.record("frac_reward_zero_std", float(result.zero_std.float().mean()))
+        offset = self.accelerator.process_index * len(kept)
+        experience.advantages = result.values[offset : offset + len(kept)]
+        if self.args.log_completions:
+            self._keep_completions(scored, experience.advantages)
+        return experience
+
+    def record(self, scored: Scored | None, metrics: MetricLog) -> int:
+        """Log lengths and rewards of all processes' completions; tokens of prompts and completions together.
+
+        A process that has nothing takes part with None.
+        """
+        own: list[tuple[int, int, bool, list[float]]] = []
+        if scored is not None:
+            rollouts = scored.rollouts
+            prompt_lengths = [len(ids) for ids in rollouts.prompt_ids for _ in range(rollouts.num_generations)]
+            ended = [reason == "eos" for reason in rollouts.finish_reasons]
+            own = list(zip(prompt_lengths, rollouts.lengths, ended, scored.rewards.tolist(), strict=True))
+        everyone = gather_object(own)
+        prompts, lengths, stops, rewards = zip(*everyone, strict=True)
+        for name, value in length_metrics(torch.tensor(lengths), torch.tensor(stops)).items():
+            metrics.record(name, value)
+        names = self.reward_scorer.names
+        for name, value in reward_metrics(torch.tensor(rewards), names, self.reward_weights).items():
+            metrics.record(name, value)
+        extras, values = self.reward_scorer.pop_logged()
+        self._extras = extras
+        for name, logged in values.items():
+            metrics.record(name, sum(logged) / len(logged))
+        return sum(prompts) + sum(lengths)
+
+    @torch.no_grad()
+    def _reference_logps(self, experience: Experience) -> torch.Tensor:
+        """`(B, C)` log-probabilities of the completions in the loss under the reference; 0 for the others."""
+        assert self.reference is not None
+        step = StepBatch(experience.generated_at)
+        step.add(experience, range(len(experience.completion_ids)))
+        chosen = step.trained(skip_zero_advantages=False, at_least_one=False)
+        batches = step.micro_batches(
+            chosen,
+            max(1, len(chosen)),
+            self.args.per_device_train_batch_size,
+            packed=self.packed,
+            device=self.args.device,
+        )
+        out = torch.zeros_like(experience.old_logps)
+        with self.reference.active(), self.accelerator.autocast():
+            for batch in batches:
+                if batch is not None:
+                    logps = self.score(self.model, batch).logps.float().cpu()
+                    out[batch.indices, : logps.shape[1]] = logps
+        return out
+
+    def _kl_penalty(self, experience: Experience, rewards: torch.Tensor, metrics: MetricLog) -> torch.Tensor:
+        """`(B, 1)` one more reward, -beta times the KL of the completion; NaN where no reward function gave any."""
+        assert experience.ref_logps is not None
+        lengths = torch.tensor([len(ids) for ids in experience.completion_ids])
+        mask = torch.arange(experience.old_logps.shape[1]) < lengths[:, None]
+        mask &= experience.in_loss[:, None]
+        log_ratio = (experience.old_logps - experience.ref_logps) * mask
+        metrics.accumulate("kl", log_ratio.sum().to(self.args.device), mask.sum().to(self.args.device))
+        nothing = torch.where(rewards.isnan().all(dim=1), torch.nan, 0.0)
+        penalty = kl_penalised_rewards(nothing, experience.old_logps, experience.ref_logps, mask, self.args.beta)
+        return penalty[:, None]
+
+    def _keep_completions(self, scored: Scored, advantages: torch.Tensor) -> None:
+        own = list(zip(scored.prompts, scored.completions, scored.rewards.tolist(), advantages.tolist(), strict=True))
+        prompts, completions, rewards, gathered = zip(*gather_object(own), strict=True)
+        extras = {name: gather_object(values) for name, values in sorted(self._extras.items())}
+        by_name = {name: [row[k] for row in rewards] for k, name in enumerate(self.reward_scorer.names)}
+        self.completion_log.update(list(prompts), list(completions), by_name, list(gathered), extras)

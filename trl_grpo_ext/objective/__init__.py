@@ -1,0 +1,38 @@
+"""Rewards -> advantages, log-probs -> loss: pure functions, tensors in and tensors out; torch is the only import."""
+
+from .advantages import (
+    AGGREGATORS,
+    REWARD_SCALES,
+    Advantages,
+    combine_rewards,
+    group_advantages,
+    normalize_then_sum_advantages,
+)
+from .aggregation import AGGREGATIONS, StepNormalizer
+from .choices import Choices
+from .kl import KL_ESTIMATORS, full_kl, kl_penalised_rewards
+from .loss import LossTerms, grpo_loss
+from .ratio import IMPORTANCE_LEVELS, importance_ratio
+from .surrogate import ClipIndicators, clip_indicators, clipped_surrogate
+
+__all__ = [
+    "AGGREGATIONS",
+    "AGGREGATORS",
+    "IMPORTANCE_LEVELS",
+    "KL_ESTIMATORS",
+    "REWARD_SCALES",
+    "Advantages",
+    "Choices",
+    "ClipIndicators",
+    "LossTerms",
+    "StepNormalizer",
+    "clip_indicators",
+    "clipped_surrogate",
+    "combine_rewards",
+    "full_kl",
+    "group_advantages",
+    "grpo_loss",
+    "importance_ratio",
+    "kl_penalised_rewards",
+    "normalize_then_sum_advantages",
+]

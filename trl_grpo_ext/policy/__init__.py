@@ -1,0 +1,35 @@
+"""weights and log-probs: the policy, its reference, and the shared-prompt forward pass."""
+
+from .logps import CompletionScorer, TokenScores, head_spec, unpack
+from .model import (
+    add_adapter,
+    base_model_of,
+    context_limit,
+    disable_dropout,
+    load_model,
+    no_gradient_loss,
+)
+from .packing import GroupPart, PackedRow, deal_rows, pack_row
+from .probe import packing_problem
+from .reference import AdapterOff, Snapshot, make_reference
+
+__all__ = [
+    "AdapterOff",
+    "CompletionScorer",
+    "GroupPart",
+    "PackedRow",
+    "Snapshot",
+    "TokenScores",
+    "add_adapter",
+    "base_model_of",
+    "context_limit",
+    "deal_rows",
+    "disable_dropout",
+    "head_spec",
+    "load_model",
+    "make_reference",
+    "no_gradient_loss",
+    "pack_row",
+    "packing_problem",
+    "unpack",
+]

@@ -1,0 +1,104 @@
+"""The policy: a base model, usually with an adapter on it."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from peft import PeftConfig, PeftModel, PromptLearningConfig, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+from transformers import BitsAndBytesConfig, PreTrainedModel
+from trl.trainer.utils import create_model_from_path
+
+
+def load_model(
+    model: str | PreTrainedModel | PeftModel,
+    model_init_kwargs: dict[str, Any],
+    quantization_config: BitsAndBytesConfig | None,
+) -> PreTrainedModel | PeftModel:
+    """The model itself, or the one at an id or path, in float32 unless `model_init_kwargs` says otherwise (as in TRL).
+
+    Raises:
+        ValueError: if `quantization_config` is given twice, or given for a model that is already loaded.
+    """
+    if not isinstance(model, str):
+        for name, value in (("quantization_config", quantization_config), ("model_init_kwargs", model_init_kwargs)):
+            if value:
+                raise ValueError(
+                    f"{name} is set, but the model is already loaded, so it could have no effect. Load the model with it, or "
+                    "pass the model's id or path."
+                )
+        return model
+    kwargs = dict(model_init_kwargs)
+    if quantization_config is not None:
+        if "quantization_config" in kwargs:
+            raise ValueError(
+                "quantization_config is set both as a trainer argument and in model_init_kwargs; keep the trainer's argument"
+            )
+        kwargs["quantization_config"] = quantization_config
+    return cast(PreTrainedModel, create_model_from_path(model, **kwargs))
+
+
+def add_adapter(model: PreTrainedModel | PeftModel, peft_config: PeftConfig | None) -> PreTrainedModel | PeftModel:
+    """Wrap `model` with a fresh adapter, if a config is given.
+
+    Raises:
+        TypeError: if `peft_config` is not a PEFT config.
+        ValueError: for a model that has an adapter already, for prompt learning, and for an adapter on the LM head.
+    """
+    if peft_config is not None:
+        if not isinstance(peft_config, PeftConfig):
+            raise TypeError(
+                f"peft_config must be a peft.PeftConfig such as peft.LoraConfig, got {type(peft_config).__name__}"
+            )
+        if isinstance(model, PeftModel):
+            raise ValueError(
+                "peft_config is set, but the model is a PeftModel already. Pass the PeftModel alone to go on training its "
+                "adapter, or merge it (merge_and_unload) and pass the result with the new peft_config."
+            )
+        model = cast(PeftModel, get_peft_model(model, peft_config))
+    if isinstance(model, PeftModel):
+        if isinstance(model.active_peft_config, PromptLearningConfig):
+            raise ValueError(
+                f"peft_type={model.active_peft_config.peft_type.value} is prompt learning: its virtual tokens have no place in a "
+                "packed row. Use LoRA (peft.LoraConfig)."
+            )
+        if isinstance(model.get_output_embeddings(), BaseTunerLayer):
+            raise ValueError(
+                "target_modules includes the LM head: log-probabilities are computed from its weight directly, so an adapter on "
+                "it would never be trained. Remove it from target_modules."
+            )
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise ValueError(
+                "the PeftModel has no trainable parameter: it was loaded for inference. Load it with "
+                "PeftModel.from_pretrained(..., is_trainable=True)."
+            )
+    return model
+
+
+def base_model_of(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    """The transformers model inside (or `model` itself)."""
+    return cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Set every dropout probability to 0, adapters' included."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+
+
+def context_limit(model: PreTrainedModel) -> int | None:
+    """Tokens of prompt and completion that the model was made for; None if its config does not say."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return limit if isinstance(limit, int) and limit > 0 else None
+
+
+def no_gradient_loss(model: nn.Module) -> torch.Tensor:
+    """0, with a gradient of zeros for every trainable parameter.
+
+    For a micro-batch without a token in the loss: an optimizer skips parameters whose gradient is None, but moves on those of
+    zero gradient (momentum, weight decay), which is what computing the zeros the long way would lead to.
+    """
+    return torch.stack([p.flatten()[:1].sum() * 0.0 for p in model.parameters() if p.requires_grad]).sum()

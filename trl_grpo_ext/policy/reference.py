@@ -1,0 +1,84 @@
+"""The reference policy, without a second copy of the base.
+
+- A fresh adapter starts at zero, so the reference is the base with the adapter switched off: free.
+- An adapter that was already trained (or that starts away from zero, as PiSSA does) is its own reference: a frozen snapshot of
+  the trainable parameters, one adapter in size, put in their place while the reference runs.
+- Full fine-tuning snapshots every parameter, which is what a second model would cost.
+
+A snapshot is never part of the model, so it is in no export.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from peft import PeftModel
+from torch import nn
+
+
+class AdapterOff:
+    """The base without its adapter."""
+
+    def __init__(self, model: PeftModel) -> None:
+        self._model = model
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Adapter off inside, on again after."""
+        with self._model.disable_adapter():
+            yield
+
+
+class Snapshot:
+    """The trainable parameters as they were when this was made."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        self.values = [p.detach().clone() for p in self._parameters]
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Snapshot inside, the current values again after. The parameters' storage is exchanged, nothing is copied."""
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    def restore(self, values: list[torch.Tensor]) -> None:
+        """Take the snapshot of an earlier run (from a checkpoint).
+
+        Raises:
+            ValueError: if it is not of this policy.
+        """
+        if [v.shape for v in values] != [v.shape for v in self.values]:
+            raise ValueError("the checkpoint's reference does not fit the policy: another adapter was trained then")
+        for mine, theirs in zip(self.values, values, strict=True):
+            mine.copy_(theirs)
+
+    def _exchange(self) -> None:
+        for i, parameter in enumerate(self._parameters):
+            parameter.data, self.values[i] = self.values[i], parameter.data
+
+
+def make_reference(model: nn.Module) -> AdapterOff | Snapshot:
+    """The cheapest exact reference of a policy that has not been trained yet in this run."""
+    if isinstance(model, PeftModel) and _adapter_is_zero(model):
+        return AdapterOff(model)
+    return Snapshot(model)
+
+
+@torch.no_grad()
+def _adapter_is_zero(model: PeftModel) -> bool:
+    """Whether the adapter does nothing yet: every LoRA B is 0, and there is nothing else to train but what LoRA adds."""
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if "lora_B" in name or "lora_embedding_B" in name:
+            if bool(parameter.any()):
+                return False
+        elif "lora_A" not in name and "lora_embedding_A" not in name:
+            return False
+    return True

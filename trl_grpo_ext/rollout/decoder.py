@@ -1,0 +1,242 @@
+"""Decoding with shared prompts: every prompt is read and kept once, whatever the number of its completions.
+
+Prompts are prefilled as one packed row. Their keys and values stay where they are, `(P, kv_heads, P_max, D)`; what a
+completion adds goes to a buffer of its own, `(B, kv_heads, capacity, D)`, which grows in chunks. At every step the live
+completions of a group attend to their prompt together, as one matrix product, and each to its own tokens. A completion that
+ended is replaced by the last live one, so the buffers stay dense without being copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import PreTrainedModel
+
+from ..attention import dummy_mask
+
+_CHUNK = 64  # tokens by which the buffers grow
+_PREFILL_TOKENS = 16_384  # tokens of prompts read in one forward pass
+
+
+class _Prefill:
+    """Layout of prompts in one packed row: causal attention within each, and its keys and values kept."""
+
+    def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
+        longest = max(lengths)
+        self.shape = (len(lengths), longest)
+        slots = torch.arange(longest)[None] < torch.tensor(lengths)[:, None]  # (P, L) real tokens
+        self.padded = (slots.flatten().cumsum(0) - 1).clamp(min=0).to(device)  # (P * L,) -> row
+        self.row = slots.flatten().nonzero()[:, 0].to(device)  # (N,) -> padded
+        self.keys: dict[int, torch.Tensor] = {}
+        self.values: dict[int, torch.Tensor] = {}
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        *,
+        layer_idx: int,
+        scaling: float,
+        dropout: float,
+    ) -> torch.Tensor:
+        """`(1, heads, N, D)` -> `(1, N, heads, D)`."""
+
+        def rows(x: torch.Tensor) -> torch.Tensor:  # (1, h, N, D) -> (P, h, L, D)
+            return x[0].index_select(1, self.padded).unflatten(1, self.shape).transpose(0, 1).contiguous()
+
+        q, k, v = rows(query), rows(key), rows(value)
+        self.keys[layer_idx], self.values[layer_idx] = k, v
+        repeats = q.shape[1] // k.shape[1]
+        if repeats > 1:
+            k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
+        out = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling)
+        return out.transpose(1, 2).flatten(0, 1).index_select(0, self.row)[None]
+
+
+class SharedPromptDecoder:
+    """Prefill, then one token at a time for all the completions that are still alive.
+
+    The model must use `group_attention` and every attention layer must have its own `layer_idx`.
+    """
+
+    def __init__(self, model: PreTrainedModel, prompt_ids: Sequence[Sequence[int]], num_generations: int) -> None:
+        self._model = model
+        self._device = model.device
+        self._mask = dummy_mask(self._device)
+        lengths = [len(ids) for ids in prompt_ids]
+        self.first_logits = self._prefill(prompt_ids, lengths)  # (P, V)
+        self.rows = torch.arange(len(prompt_ids) * num_generations)  # completion in each live slot
+        self._group = self.rows // num_generations  # prompt slot of each live slot
+        self._prompt_lengths = torch.tensor(lengths)  # of each prompt slot
+        self._position = 0  # tokens of every live completion in the buffers
+        self._own_keys: dict[int, torch.Tensor] = {}
+        self._own_values: dict[int, torch.Tensor] = {}
+        self._arrange()
+
+    def _prefill(self, prompt_ids: Sequence[Sequence[int]], lengths: Sequence[int]) -> torch.Tensor:
+        longest = max(lengths)
+        self._prefix_keys: dict[int, torch.Tensor] = {}
+        self._prefix_values: dict[int, torch.Tensor] = {}
+        parts, logits = [], []
+        start = 0
+        while start < len(lengths):
+            end, tokens = start, 0
+            while end < len(lengths) and (end == start or tokens + lengths[end] <= _PREFILL_TOKENS):
+                tokens += lengths[end]
+                end += 1
+            part = _Prefill(lengths[start:end], self._device)
+            ids = [token for prompt in prompt_ids[start:end] for token in prompt]
+            positions = [i for n in lengths[start:end] for i in range(n)]
+            last = torch.tensor(lengths[start:end]).cumsum(0) - 1
+            output = self._forward(
+                torch.tensor([ids]), torch.tensor([positions]), group_layout=part, logits_to_keep=last.to(self._device)
+            )
+            logits.append(output[0])  # (P_part, V)
+            parts.append(part)
+            start = end
+        for store, name in ((self._prefix_keys, "keys"), (self._prefix_values, "values")):
+            for layer, tensor in getattr(parts[0], name).items():
+                if len(parts) == 1:
+                    store[layer] = tensor
+                    continue
+                store[layer] = tensor.new_zeros(len(lengths), tensor.shape[1], longest, tensor.shape[3])
+                row = 0
+                for part in parts:
+                    piece = getattr(part, name).pop(layer) if part is not parts[0] else tensor
+                    store[layer][row : row + piece.shape[0], :, : piece.shape[2]] = piece
+                    row += piece.shape[0]
+        return torch.cat(logits)
+
+    def _forward(self, ids: torch.Tensor, positions: torch.Tensor, **kwargs: object) -> torch.Tensor:
+        output = self._model(
+            input_ids=ids.to(self._device),
+            position_ids=positions.to(self._device),
+            attention_mask=self._mask,
+            use_cache=False,
+            **kwargs,
+        )
+        logits: torch.Tensor = output.logits
+        return logits
+
+    def step(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Feed the live completions' newest tokens, `(b,)`; logits of their next, `(b, V)`."""
+        positions = self._prompt_lengths[self._group] + self._position
+        logits = self._forward(tokens[:, None], positions[:, None], group_layout=self)
+        self._position += 1
+        return logits[:, -1]
+
+    def drop(self, finished: list[int]) -> None:
+        """Forget the completions in these live slots; the last live slots move into the holes."""
+        live = len(self.rows)
+        order = list(range(live))
+        for slot in sorted(finished, reverse=True):
+            live -= 1
+            order[slot] = order[live]
+        self._move([self._own_keys, self._own_values], order, live)
+        self.rows = self.rows[order[:live]]
+        self._group = self._group[order[:live]]
+        if live:
+            self._drop_groups()
+            self._arrange()
+
+    def _drop_groups(self) -> None:
+        alive = set(self._group.tolist())
+        count = len(self._prompt_lengths)
+        order = list(range(count))
+        for slot in reversed(range(len(self._prompt_lengths))):
+            if slot not in alive:
+                count -= 1
+                order[slot] = order[count]
+        if count == len(self._prompt_lengths):
+            return
+        self._move([self._prefix_keys, self._prefix_values], order, count)
+        self._prompt_lengths = self._prompt_lengths[order[:count]]
+        renamed = {old: new for new, old in enumerate(order[:count])}
+        self._group = torch.tensor([renamed[g] for g in self._group.tolist()])
+
+    @staticmethod
+    def _move(stores: list[dict[int, torch.Tensor]], order: list[int], count: int) -> None:
+        for store in stores:
+            for layer, buffer in store.items():
+                for slot in range(count):
+                    if order[slot] != slot:
+                        buffer[slot].copy_(buffer[order[slot]])
+                store[layer] = buffer[:count]
+
+    def _arrange(self) -> None:
+        """Index tensors between live slots and `(prompt slots, widest group)` rows; made anew after every drop."""
+        prompts = len(self._prompt_lengths)
+        counts = torch.bincount(self._group, minlength=prompts)
+        width = int(counts.max())
+        by_group = self._group.argsort(stable=True)
+        first = counts.cumsum(0) - counts
+        rank = torch.empty_like(by_group)
+        rank[by_group] = torch.arange(len(by_group)) - first[self._group[by_group]]
+        place = self._group * width + rank
+        rows = torch.zeros(prompts * width, dtype=torch.long)
+        rows[place] = torch.arange(len(place))
+        self._shape = (prompts, width)
+        self._to_groups = rows.to(self._device)  # (prompts * width,) -> live slot (0 where there is none)
+        self._to_slots = place.to(self._device)  # (b,) -> place among the groups
+        longest = int(self._prompt_lengths.max())
+        self._longest = longest
+        self._prefix_mask: torch.Tensor | None = None
+        if int(self._prompt_lengths.min()) < longest:
+            hidden = torch.arange(longest)[None] >= self._prompt_lengths[:, None]
+            self._prefix_mask = hidden[self._group][:, None, None].to(self._device)  # (b, 1, 1, L)
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        *,
+        layer_idx: int,
+        scaling: float,
+        dropout: float,
+    ) -> torch.Tensor:
+        """One decode step, `(b, heads, 1, D)` -> `(b, 1, heads, D)`."""
+        del dropout
+        count, heads, _, depth = query.shape
+        own_k, own_v = self._append(layer_idx, key, value)  # (b, kv, c, D)
+        kv_heads = key.shape[1]
+        repeats = heads // kv_heads
+        prompts, width = self._shape
+        prefix_k = self._prefix_keys[layer_idx][:, :, : self._longest]
+        prefix_v = self._prefix_values[layer_idx][:, :, : self._longest]
+
+        def to_groups(x: torch.Tensor) -> torch.Tensor:  # (b, kv, r, F) -> (prompts, kv, width * r, F)
+            x = x.index_select(0, self._to_groups).view(prompts, width, kv_heads, repeats, -1)
+            return x.transpose(1, 2).reshape(prompts, kv_heads, width * repeats, -1)
+
+        def to_slots(x: torch.Tensor) -> torch.Tensor:  # the inverse
+            x = x.view(prompts, kv_heads, width, -1).transpose(1, 2).reshape(prompts * width, kv_heads, repeats, -1)
+            return x.index_select(0, self._to_slots)
+
+        q = (query * scaling).view(count, kv_heads, repeats, depth)
+        prefix_scores = to_slots(to_groups(q) @ prefix_k.transpose(2, 3))  # (b, kv, r, L)
+        if self._prefix_mask is not None:
+            prefix_scores = prefix_scores.masked_fill(self._prefix_mask, -torch.inf)
+        scores = torch.cat([prefix_scores, q @ own_k.transpose(2, 3)], dim=-1)
+        weights = scores.softmax(dim=-1, dtype=torch.float32).to(value.dtype)
+        out = weights[..., self._longest :] @ own_v
+        out += to_slots(to_groups(weights[..., : self._longest]) @ prefix_v)
+        return out.view(count, 1, heads, depth)
+
+    def _append(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        end = self._position + 1
+        views = []
+        for store, new in ((self._own_keys, key), (self._own_values, value)):
+            buffer = store.get(layer)
+            if buffer is None or buffer.shape[2] < end:
+                capacity = -(-end // _CHUNK) * _CHUNK
+                grown = new.new_empty(new.shape[0], new.shape[1], capacity, new.shape[3])
+                if buffer is not None:
+                    grown[:, :, : self._position] = buffer[:, :, : self._position]
+                store[layer] = buffer = grown
+            buffer[:, :, self._position] = new[:, :, 0]
+            views.append(buffer[:, :, :end])
+        return views[0], views[1]

@@ -1,0 +1,372 @@
+"""`GRPOTrainer`: prompts -> rollouts -> rewards -> advantages -> loss -> update, wired into `transformers.Trainer`.
+
+The seams: `get_batch_samples` turns rows into rollouts, rewards, advantages and packed micro-batches, once per optimizer
+step; `compute_loss` scores one micro-batch; `evaluate` generates on held-out prompts; `log` adds our metrics. What happens
+inside each is in the package's folders.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import set_seed
+from datasets import Dataset, IterableDataset
+from peft import PeftConfig, PeftModel
+from torch import nn
+from torch.utils.data import Sampler
+from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, speed_metrics
+from trl.trainer.base_trainer import _BaseTrainer
+from trl.trainer.grpo_config import GRPOConfig as TRLGRPOConfig
+from trl.trainer.utils import identity
+
+from .config import GRPOConfig
+from .data import GenerationFeed, GroupOrder, PromptEncoder, batched, check_columns, repeat_stream
+from .experience import Experience, MicroBatch, StepBatch
+from .generation import ExperienceMaker
+from .metrics import CompletionLog, MetricLog, StepClock, record_loss_terms, record_micro_batches
+from .objective import StepNormalizer, full_kl, grpo_loss
+from .policy import (
+    CompletionScorer,
+    Snapshot,
+    TokenScores,
+    add_adapter,
+    base_model_of,
+    disable_dropout,
+    head_spec,
+    load_model,
+    make_reference,
+    no_gradient_loss,
+    unpack,
+)
+from .rewards import RewardScorer
+from .rollout import GroupSampler, SamplingParams
+from .startup import (
+    EvalDataset,
+    check_prompt_lengths,
+    choose_packing,
+    group_order,
+    named_datasets,
+    resolve_config,
+    resolve_tokenizer,
+    reward_weights,
+)
+
+
+class GRPOTrainer(_BaseTrainer):
+    """Group Relative Policy Optimization (DeepSeekMath, arXiv:2402.03300 §4.1) for LoRA, QLoRA or full policies.
+
+    Used like `trl.GRPOTrainer`:
+
+        trainer = GRPOTrainer(
+            model="Qwen/Qwen2.5-1.5B-Instruct",
+            reward_funcs=[think_answer_format_reward, accuracy_reward],
+            args=GRPOConfig(output_dir="out"),
+            train_dataset=dataset,
+            peft_config=LoraConfig(target_modules="all-linear"),
+        )
+        trainer.train()
+
+    Args:
+        model: Id, path, `PreTrainedModel` or `PeftModel`. A `PeftModel` goes on training its adapter.
+        reward_funcs: One or a list of callables `f(prompts, completions, completion_ids, **columns) -> list[float | None]`,
+            sync or async, ids of reward models, or reward models.
+        args: Our `GRPOConfig`, or TRL's, which is converted (`GRPOConfig.from_trl`).
+        train_dataset: Rows with a `prompt` (string or messages); further columns are handed to the rewards.
+        eval_dataset: The same, or a dict of them.
+        processing_class: Tokenizer; by default the model's.
+        reward_processing_classes: Tokenizers of the reward models.
+        callbacks, optimizers: As in `transformers.Trainer`.
+        quantization_config: For a model given by id or path.
+        peft_config: Adapter to put on the model; without one (and without a `PeftModel`) every weight is trained.
+
+    Raises:
+        ValueError, TypeError: for input that could not be trained on, before anything is.
+    """
+
+    loss_is_scaled_for_ga = True
+    _tag_names = ["trl", "grpo", "trl-grpo-ext"]  # noqa: RUF012 (declared so by the base class)
+    _name = "GRPO"
+    _paper = {  # noqa: RUF012
+        "title": "DeepSeekMath: Pushing the Limits of Mathematical Reasoning in Open Language Models",
+        "id": "2402.03300",
+    }
+    args: GRPOConfig
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | PeftModel,
+        reward_funcs: Any,
+        args: GRPOConfig | TRLGRPOConfig | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: EvalDataset | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        reward_processing_classes: PreTrainedTokenizerBase | list[PreTrainedTokenizerBase] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+        quantization_config: BitsAndBytesConfig | None = None,
+        peft_config: PeftConfig | None = None,
+    ) -> None:
+        args = resolve_config(args, model)
+        datasets = named_datasets(train_dataset, eval_dataset)
+        for name, dataset in datasets.items():
+            check_columns(dataset, name)
+        set_seed(args.seed)  # a fresh adapter is drawn at random
+        init_kwargs = dict(args.model_init_kwargs or {})  # type: ignore[call-overload]
+        if isinstance(model, str):
+            init_kwargs.setdefault("trust_remote_code", args.trust_remote_code)
+        model = load_model(model, init_kwargs, quantization_config)
+        base = base_model_of(model)
+        tokenizer = resolve_tokenizer(processing_class, base, init_kwargs.get("revision"), args.trust_remote_code)
+        encoder = PromptEncoder(tokenizer, args.chat_template_kwargs)  # type: ignore[arg-type]
+        prompt_limit = check_prompt_lengths(datasets, encoder, base)
+        model = add_adapter(model, peft_config)
+        if args.disable_dropout:
+            disable_dropout(model)
+        if args.gradient_checkpointing and (args.gradient_checkpointing_kwargs or {}).get("use_reentrant"):  # type: ignore[union-attr]
+            model.enable_input_require_grads()
+
+        self._scorer = CompletionScorer(base, args.temperature)
+        self._packed = choose_packing(base, self._scorer, args.attention_packing)
+        params = SamplingParams(**args.sampling_options(), logps_temperature=args.temperature)
+        self._sampler = GroupSampler(model, tokenizer, params, shared_prompts=self._packed)
+        rewards = RewardScorer(
+            reward_funcs,
+            processing_classes=reward_processing_classes,
+            chat_template_kwargs=args.chat_template_kwargs,
+            device=args.device,
+        )
+        weights = reward_weights(args.reward_weights, rewards.names)
+        if isinstance(train_dataset, IterableDataset):
+            args.accelerator_config.dispatch_batches = False  # rows are not tensors: every process reads its own
+            train_dataset = repeat_stream(train_dataset, **group_order(args))
+
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=identity,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=tokenizer,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        if args.n_gpu > 1:
+            raise ValueError(
+                f"{args.n_gpu} GPUs are visible to one process, which would wrap the model in nn.DataParallel. Start with "
+                "`accelerate launch`, or show one GPU with CUDA_VISIBLE_DEVICES."
+            )
+        self._metrics = {"train": MetricLog(), "eval": MetricLog()}
+        self._clock = StepClock(self._metrics["train"])
+        self.add_callback(self._clock)
+        self._feed = GenerationFeed(args.steps_per_generation or 1, args.num_iterations)
+        self._experience: Experience | None = None
+        self._loss_beta = 0.0 if args.kl_in_reward else args.beta
+        self._reference = make_reference(self.model) if args.beta else None
+        self._completion_log = CompletionLog(str(args.output_dir), args.num_completions_to_print)
+        self._maker = ExperienceMaker(
+            args=args,
+            accelerator=self.accelerator,
+            model=self.model,
+            encoder=encoder,
+            sampler=self._sampler,
+            reward_scorer=rewards,
+            reward_weights=weights,
+            score=self._scores,
+            reference=self._reference,
+            prompt_limit=prompt_limit,
+            packed=self._packed,
+            completion_log=self._completion_log,
+        )
+        self.model.add_model_tags(self._tag_names)
+
+    # --- rows -> rollouts -> rewards -> advantages ---
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int] | None:
+        data = self.train_dataset if train_dataset is None else train_dataset
+        if isinstance(data, IterableDataset):
+            return None
+        return GroupOrder(data, **group_order(self.args))
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[list[dict[str, Any]]], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Any]], Any]:
+        """The micro-batches of one optimizer step, from `num_batches` micro-batches of rows, and the step's normaliser."""
+        self._clock.start_step()
+        size = self.args.per_device_train_batch_size
+        step = StepBatch(self.state.global_step)
+        drawn = micro_steps = 0
+        for take in self._feed.take(epoch_iterator, num_batches):
+            if take.new_rows is not None:
+                metrics = self._metrics["train"]
+                self._experience = self._maker.make(take.new_rows, self.state, drawn, metrics, self._clock)
+                drawn += len(self._experience.prompt_ids)
+            assert self._experience is not None
+            step.add(self._experience, range(take.slices.start * size, take.slices.stop * size))
+            micro_steps += len(take.slices)
+        if not micro_steps:
+            return [], None
+        # With several processes the last micro-batch must run on all of them, or gradients would not be reduced
+        chosen = step.trained(
+            skip_zero_advantages=self._loss_beta == 0.0, at_least_one=self.accelerator.num_processes > 1
+        )
+        batches = step.micro_batches(chosen, micro_steps, size, packed=self._packed, device=device)
+        record_micro_batches(self._metrics["train"], step, chosen, batches, size)
+        norm = StepNormalizer(len(step.completion_ids), step.num_loss_tokens, 0.0, self.args.max_completion_length)
+        empty = torch.zeros(1, 0, dtype=torch.long)
+        rows = [empty if batch is None or batch.row is None else batch.row.input_ids for batch in batches]
+        return [{"input_ids": row, "micro_batch": b} for row, b in zip(rows, batches, strict=True)], norm
+
+    # --- log-probs -> loss ---
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> torch.Tensor:
+        """Loss of one micro-batch of `get_batch_samples`, as its share of the optimizer step's."""
+        if return_outputs:
+            raise ValueError("return_outputs=True is not supported: a GRPO micro-batch has no outputs to return")
+        batch: MicroBatch | None = inputs["micro_batch"]
+        if batch is None:
+            return no_gradient_loss(model)
+        scores = self._scores(model, batch)
+        exact_kl = self._loss_beta != 0 and self.args.kl_estimator == "full"
+        mask = scores.mask & batch.in_loss[:, None]
+        terms = grpo_loss(
+            scores.logps,
+            torch.where(batch.fresh[:, None], scores.logps.detach(), batch.old_logps),
+            batch.advantages,
+            mask,
+            norm=replace(num_items_in_batch, dapo_tokens=batch.dapo_tokens),
+            ref_logps=batch.ref_logps,
+            per_token_kl=self._exact_kl(model, batch, scores) if exact_kl else None,
+            beta=self._loss_beta,
+            epsilon_low=self.args.epsilon,
+            epsilon_high=self.args.epsilon if self.args.epsilon_high is None else self.args.epsilon_high,
+            delta=self.args.delta,
+            level=self.args.importance_sampling_level,
+            kl_estimator=self.args.kl_estimator,
+            use_bias_correction_kl=self.args.use_bias_correction_kl,
+            aggregation=self.args.loss_type,
+        )
+        record_loss_terms(self._metrics["train"], terms, scores, mask)
+        return terms.loss
+
+    def _scores(self, model: nn.Module, batch: MicroBatch) -> TokenScores:
+        if batch.row is not None:
+            return self._scorer.packed(model, batch.row)
+        return self._scorer.padded(
+            model,
+            batch.prompt_ids,
+            batch.completion_ids,
+            pad_token_id=self._sampler.pad_token_id,
+            device=self.args.device,
+        )
+
+    def _exact_kl(self, model: nn.Module, batch: MicroBatch, scores: TokenScores) -> torch.Tensor:
+        """`(S, C)` KL of the whole distributions; the reference's hidden states are computed here, not kept."""
+        assert self._reference is not None
+        base = base_model_of(self.accelerator.unwrap_model(self.model))
+        with torch.no_grad(), self._reference.active():
+            ref_hidden = self._scores(self.model, batch).hidden
+            ref_head = head_spec(base)
+            ref_weight, ref_bias = ref_head.weight.data, None if ref_head.bias is None else ref_head.bias.data
+        head = head_spec(base)
+        kl = full_kl(
+            scores.hidden,
+            ref_hidden,
+            head.weight,
+            head.bias,
+            ref_head_weight=ref_weight,
+            ref_head_bias=ref_bias,
+            temperature=self.args.temperature,
+            logit_scale=head.logit_scale,
+            final_logit_softcapping=head.final_logit_softcapping,
+        )
+        return unpack(kl, scores.mask.sum(dim=1))
+
+    # --- evaluation, logs, checkpoints ---
+
+    @torch.no_grad()
+    def evaluate(
+        self,
+        eval_dataset: EvalDataset | str | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Sample `num_generations_eval` completions for every held-out prompt, score them, log `eval_*`.
+
+        The noise is the same at every call, so that two evaluations differ by the policy alone.
+        """
+        data = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(data, str):
+            data = self.eval_dataset[data]
+        if data is None:
+            raise ValueError("evaluation requires an eval_dataset: pass one to the trainer or to evaluate()")
+        if isinstance(data, dict):
+            merged: dict[str, float] = {}
+            for name, dataset in data.items():
+                merged |= self.evaluate(dataset, ignore_keys, f"{metric_key_prefix}_{name}")
+            return merged
+        started = time.time()
+        generations = self.args.num_generations_eval or self.args.num_generations
+        per_process = max(1, self.args.per_device_eval_batch_size // generations)
+        processes, rank = self.accelerator.num_processes, self.accelerator.process_index
+        metrics = MetricLog()
+        count = 0
+        for rows in batched(data, per_process * processes):
+            own = rows[rank * per_process : (rank + 1) * per_process]
+            first = count + rank * per_process
+            scored = None
+            if own:
+                scored = self._maker.roll_out(
+                    own, generations, state=self.state, noise_step=0, first_prompt_index=first
+                )
+            self._maker.record(scored, metrics)
+            count += len(rows)
+        values = {name: value for name, value in metrics.flush(self.accelerator).items() if value is not None}
+        results = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
+        results |= speed_metrics(metric_key_prefix, started, num_samples=count)
+        self.log(results)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, results)
+        return results
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add what was collected since the last log; print and save completions if asked to."""
+        if "loss" in logs:
+            logs.update(self._metrics["train"].flush(self.accelerator))  # type: ignore[arg-type]
+            if self.args.log_completions and self.accelerator.is_main_process:
+                self._completion_log.write(self.state.global_step)
+        super().log(logs, start_time)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self.create_model_card(model_name=Path(self.args.hub_model_id or str(self.args.output_dir)).name)
+        super()._save_checkpoint(model, trial)
+        folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        inside_cycle = self._feed.position > 0 and self._experience is not None
+        state = {
+            "position": self._feed.position,
+            "experience": self._experience.state_dict() if inside_cycle and self._experience else None,
+            "reference": self._reference.values if isinstance(self._reference, Snapshot) else None,
+        }
+        torch.save(state, folder / f"grpo_state_{self.accelerator.process_index}.pt")
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        path = Path(checkpoint or "") / f"grpo_state_{self.accelerator.process_index}.pt"
+        if checkpoint is None or not path.exists():
+            return
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if isinstance(self._reference, Snapshot) and state["reference"] is not None:
+            self._reference.restore(state["reference"])
+        if state["experience"] is not None and not self.args.ignore_data_skip:
+            self._experience = Experience(**state["experience"])
+            self._feed.resume(state["position"])
