@@ -316,7 +316,7 @@ def test_eval_batch_holds_whole_groups(make: Callable[..., GRPOConfig]) -> None:
     (problem,) = problems_of(make, **settings)
     assert problem.startswith("per_device_eval_batch_size=6 * 1 processes = 6 must be divisible by the 4 completions")
     make(**settings, num_generations_eval=3)  # 6 / 3
-    make(**(settings | {"eval_strategy": "no"}))  # nothing is evaluated
+    make(**(settings | {"eval_strategy": "no", "do_eval": True}))  # nothing is evaluated while training, as in TRL
     make(TwoProcesses, **settings)  # 6 * 2 / 4
 
 
@@ -342,12 +342,18 @@ def test_generation_kwargs_override_the_fields_while_sampling(make: Callable[...
         ({"top_p": 0.0}, ["generation_kwargs['top_p']=0.0 must be a number in (0, 1]."]),
         ({"max_new_tokens": None}, ["generation_kwargs['max_new_tokens']=None must be an integer of at least 1"]),
         ({"suppress_tokens": ["a"]}, ["generation_kwargs['suppress_tokens']=['a'] must be a list of token ids"]),
-        ("top_k=3", ["generation_kwargs='top_k=3' must be a dict"]),
     ],
 )
 def test_generation_kwargs_are_checked(make: Callable[..., GRPOConfig], options: Any, parts: list[str]) -> None:
     (problem,) = problems_of(make, generation_kwargs=options)
     assert all(part in problem for part in parts)
+
+
+@pytest.mark.parametrize("field", ["model_init_kwargs", "generation_kwargs", "chat_template_kwargs"])
+def test_dicts_may_be_json_and_nothing_else(make: Callable[..., GRPOConfig], field: str) -> None:
+    (problem,) = problems_of(make, **{field: "top_k=3"})
+    assert problem.startswith(f"{field}='top_k=3' must be a dict")
+    assert getattr(make(**{field: '{"top_k": 3}'}), field) == {"top_k": 3}
 
 
 def test_all_problems_come_in_one_message(make: Callable[..., GRPOConfig]) -> None:

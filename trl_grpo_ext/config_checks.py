@@ -60,7 +60,7 @@ def value_problems(config: GRPOConfig) -> list[str]:
 
 def settled_problems(config: GRPOConfig) -> list[str]:
     """Checks that need `TrainingArguments.__post_init__`: JSON strings are dicts, the processes are counted."""
-    problems = [*_generation_kwargs(config), *_data_parallel(config)]
+    problems = [*_dicts(config), *_generation_kwargs(config), *_data_parallel(config)]
     for fields, check in _BATCH_CHECKS:
         # A batch of -1, or a group of 0, is reported by its own rule; here it would only add noise.
         if all(RULE_OF[field].problem(getattr(config, field)) is None for field in fields):
@@ -117,13 +117,17 @@ def _both_generation_sizes(config: GRPOConfig) -> Iterator[str]:
         )
 
 
+def _dicts(config: GRPOConfig) -> Iterator[str]:
+    for field in ("model_init_kwargs", "generation_kwargs", "chat_template_kwargs"):
+        value = getattr(config, field)
+        if value is not None and not isinstance(value, dict):
+            yield f"{field}={value!r} must be a dict, or its JSON on the command line. Leave it unset for none."
+
+
 def _generation_kwargs(config: GRPOConfig) -> Iterator[str]:
     options = config.generation_kwargs
-    if options is None:
-        return
     if not isinstance(options, dict):
-        yield f"generation_kwargs={options!r} must be a dict, or its JSON on the command line. Leave it unset for none."
-        return
+        return  # unset, or reported by `_dicts`
     for key, value in options.items():
         label = f"generation_kwargs[{key!r}]"
         if key not in GENERATION_KEYS:

@@ -103,7 +103,9 @@ def test_the_formula_alone_would_leave_rounding_noise():
     # Guards the test above: with these numbers the zeros are not what the arithmetic gives.
     rewards = torch.full((7,), 0.1)
     assert ((rewards - rewards.nanmean()) / (rewards.std() + EPS)).abs().max() > 0
-    assert group_advantages(rewards, 7).values.tolist() == [0.0] * 7
+    assert rewards.std() > 0
+    advantages = group_advantages(rewards, 7)
+    assert advantages.values.tolist() == advantages.std.tolist() == [0.0] * 7
 
 
 @pytest.mark.parametrize("scale", ["group", "batch", "none"])
@@ -169,6 +171,17 @@ def test_normalize_then_sum_leaves_constant_and_missing_rewards_at_exactly_zero(
     assert advantages.values[[0, 1, 2, 4]].tolist() == [0.0] * 4
     assert advantages.values[[3, 5]].ne(0).all()
     assert advantages.values.isfinite().all()
+
+
+def test_normalize_then_sum_takes_no_rounding_noise_from_a_constant_reward():
+    # 0.1 seven times deviates from its float32 mean; a constant reward must add exactly nothing, as 0 does.
+    varying = torch.arange(7.0).unsqueeze(1)
+    noisy, quiet = torch.full((7, 1), 0.1), torch.zeros(7, 1)
+    values = [
+        normalize_then_sum_advantages(torch.cat([varying, constant], dim=1), torch.tensor([1.0, 1e3]), 7).values
+        for constant in (noisy, quiet)
+    ]
+    assert torch.equal(*values)
 
 
 def test_normalize_then_sum_with_one_generation():

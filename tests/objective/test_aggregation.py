@@ -72,3 +72,9 @@ def test_an_empty_completion_is_worth_nothing_and_divides_by_one(name):
 def test_what_is_off_the_mask_does_not_matter(name):
     loss = torch.where(MASK.bool(), LOSS, torch.inf)
     torch.testing.assert_close(AGGREGATIONS[name](loss, MASK, NORM), torch.tensor(EXPECTED[name]))
+
+
+def test_dapo_with_completions_of_several_generations():
+    # One denominator for each completion, and at least 1: 10 / 5 + 7 / 2 + 11 / 1
+    norm = StepNormalizer(3, 7, dapo_tokens=torch.tensor([5.0, 2.0, 0.0]), max_completion_length=10)
+    torch.testing.assert_close(AGGREGATIONS["dapo"](LOSS, MASK, norm), torch.tensor(16.5))

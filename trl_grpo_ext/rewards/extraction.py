@@ -6,6 +6,7 @@ Everything here is linear in the length of the text, however hostile: a completi
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Callable
 
 MAX_ANSWER_CHARS = 512  # a final answer is short; whatever is longer is prose and is not compared as one answer
@@ -31,8 +32,8 @@ def extract_gold(text: str) -> str | None:
     r"""The gold answer in a dataset's own form, or None where there is none to be read.
 
     The inside of the last `<answer>..</answer>` if there is one; in it, what follows the last `####` on its line
-    (GSM8K), or else the last `\boxed{...}` (MATH), or else the text itself. None for a blank result, for a `\boxed` that
-    never closes and for a plain text longer than `MAX_ANSWER_CHARS`.
+    (GSM8K), or else the last `\boxed{...}` (MATH), or else the text itself. None for a blank result, for a `\boxed`
+    that never closes and for a plain text longer than `MAX_ANSWER_CHARS`.
     """
     text = last_answer_block(text) or text
     answer = after_hashes(text)
@@ -107,9 +108,7 @@ def after_hashes(text: str) -> str | None:
 
 def after_answer_is(text: str) -> str | None:
     """What follows the last "the answer is" or "answer:", up to the end of its formula or sentence."""
-    match = None
-    for match in _ANSWER_IS.finditer(text):
-        pass
+    match = _last_match(_ANSWER_IS, text)
     if match is None:
         return None
     rest = text[match.end() :].lstrip()
@@ -122,9 +121,7 @@ def after_answer_is(text: str) -> str | None:
 
 def last_number(text: str) -> str | None:
     r"""The last number as it is written: sign, currency, thousands separators, a/b, \frac{a}{b}, percent sign."""
-    match = None
-    for match in _NUMBER.finditer(text):
-        pass
+    match = _last_match(_NUMBER, text)
     return match[0] if match else None
 
 
@@ -138,6 +135,11 @@ _FORMULA_WORDS = frozenset(
     "sin cos tan cot sec csc sinh cosh tanh arcsin arccos arctan log ln exp lg max min gcd lcm mod sqrt pi "
     "and or matrix pmatrix bmatrix vmatrix array cases begin end frac infty".split()
 )
+
+
+def _last_match(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
+    last = deque(pattern.finditer(text), maxlen=1)
+    return last[0] if last else None
 
 
 def _after_thinking(text: str) -> str:

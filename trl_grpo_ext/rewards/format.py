@@ -23,8 +23,8 @@ def think_answer_format_reward(
     **A `<think>` that the chat template has already opened.** Templates of reasoning models end the prompt with
     `<think>`, so the model itself never writes that tag. `trl_grpo_ext.GRPOTrainer` hands such a prefix to the rewards
     as part of the completion's text, so nothing special happens here. `trl.GRPOTrainer` does not, and TRL's own
-    `think_format_reward` scores every such completion 0. For use there, a plain-text prompt (see `prompts`) that ends in
-    `<think>` counts as having opened the block. A conversational prompt does not show what its template appends, so
+    `think_format_reward` scores every such completion 0. For use there, a plain-text prompt (see `prompts`) that ends
+    in `<think>` counts as having opened the block. A conversational prompt does not show what its template appends, so
     with TRL's trainer and conversational prompts such completions score 0 here too.
 
     Args:

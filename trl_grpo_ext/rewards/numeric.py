@@ -15,7 +15,8 @@ _ROUNDING = Fraction(1, 10**5)  # closer than this, relatively: perhaps one is t
 
 _DECIMAL = r"(?:(?:\d{1,3}(?:,\d{3})+|\d{1,3}(?: \d{3})+|\d+)(?:\.\d*)?|\.\d+)"
 _POWER_OF_TEN = r"(?:[eE](?P<e>[+-]?\d{1,2})|\s*(?:\\times|\\cdot|\*|×)\s*10\s*(?:\^|\*\*)\s*\{?(?P<p>[+-]?\d{1,2})\}?)"
-_FRAC = r"\\frac\s*(?:\{\s*([+-]?\s*%(d)s)\s*\}|(\d))\s*(?:\{\s*([+-]?\s*%(d)s)\s*\}|(\d))" % {"d": _DECIMAL}
+_PART = rf"(?:\{{\s*([+-]?\s*{_DECIMAL})\s*\}}|(\d))"  # the {12} or bare 1 of a \frac
+_FRAC = rf"\\frac\s*{_PART}\s*{_PART}"
 _SIGNED = r"(?P<sign>[+-]?)\s*"
 _TAIL = r"\s*(?P<percent>%|percent\b)?\s*(?P<unit>(?:(?<=[\s%\d])[A-Za-z][A-Za-z '/²³-]*(?:\^?\{?[23]\}?)?)?)"
 
@@ -53,7 +54,7 @@ class Quantity:
 
 
 def normalise(text: str) -> str:
-    r"""The answer without what only dresses it: math delimiters, `\text{}`, bold, spacing commands, a final full stop."""
+    r"""The answer without what only dresses it: math delimiters, `\text{}`, bold, spacing, a final full stop."""
     text = text.strip().rstrip(".,;").strip()
     for opening, closing in _DELIMITERS:
         inside = text[len(opening) : -len(closing)] if len(text) > len(opening) + len(closing) else ""

@@ -23,7 +23,7 @@ _MAX_DIGIT_RUN = 64
 _MAX_FUNCTIONS = 6
 _MAX_NUMERIC_EXPONENT = 9_999  # of a number: 2^{2024} is a real answer
 _MAX_EXPONENT = 100  # where there are variables: simplifying polynomials
-_MAX_GROUP_EXPONENT_SUM = 8  # all (..)^n with variables in the answer together: sympy multiplies them out
+_MAX_EXPANSION = 24  # sum of the n of all (..)^n, times the number of variables: sympy multiplies them out
 
 # Any factorial but that of a plain number below 100 (`7!/16` is a real answer): not 99999999!, (..)!, 5!!, 50!^{999}.
 _FACTORIAL = re.compile(r"(?<!\\)(?<!(?<!\d)\d)(?<!(?<!\d)\d\d)!(?!=)|!\s*(?:!|\^|\*\*)")
@@ -33,8 +33,9 @@ _UNBOUNDED = re.compile(
     re.DOTALL,
 )
 _FUNCTION = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc|arc[a-z]+|sinh|cosh|tanh|log|ln|exp|lg)(?![a-zA-Z])")
-_VARIABLE = re.compile(r"(?<![\\A-Za-z])[A-Za-z](?![A-Za-z])|\\(?:alpha|beta|theta|lambda|mu|phi|omega)\b")
-_EXPONENT = re.compile(r"(?:\^|\*\*)\s*(?P<exponent>\{|\(|[-+]?\\?\w+)")
+_GREEK = re.compile(r"\\(?:alpha|beta|gamma|delta|theta|lambda|mu|phi|omega)(?![a-zA-Z])")
+_COMMAND = re.compile(r"\\(?:text|mathrm|mbox)\s*\{[^{}]*\}|\\[A-Za-z]+")
+_EXPONENT = re.compile(r"(?:\^|\*\*)\s*(?P<exponent>\{|\(|[-+]?(?:\d+|[A-Za-z]|\\[A-Za-z]+))")
 _OPEN, _CLOSE = "{([", "})]"
 
 
@@ -88,7 +89,7 @@ def _nesting(text: str) -> int:
 
 def _has_huge_power(text: str) -> bool:
     r"""Towers (`9^{9^9}`, `2^x^y`), huge exponents, and powers of sums that would have to be multiplied out."""
-    symbolic = _VARIABLE.search(text) is not None
+    variables = _count_variables(text)
     group_exponents = 0
     for match in _EXPONENT.finditer(text):
         exponent, end = _exponent(text, match)
@@ -96,11 +97,17 @@ def _has_huge_power(text: str) -> bool:
             return True
         # Digits are counted before they are read: int() of a long run is itself quadratic.
         runs = re.findall(r"\d+", exponent)
-        if any(len(run) > 4 or int(run) > (_MAX_EXPONENT if symbolic else _MAX_NUMERIC_EXPONENT) for run in runs):
+        if any(len(run) > 4 or int(run) > (_MAX_EXPONENT if variables else _MAX_NUMERIC_EXPONENT) for run in runs):
             return True
         if text[: match.start()].rstrip()[-1:] in tuple(_CLOSE):
             group_exponents += sum(int(run) for run in runs)
-    return group_exponents > (_MAX_GROUP_EXPONENT_SUM if symbolic else _MAX_EXPONENT)
+    return group_exponents * variables > _MAX_EXPANSION or group_exponents > _MAX_EXPONENT
+
+
+def _count_variables(text: str) -> int:
+    """How many different letters stand for something unknown; at worst too many: the guard is then stricter."""
+    letters = set(re.findall(r"[A-Za-z]", _COMMAND.sub(" ", text))) - {"e", "i"}
+    return len(letters) + len(set(_GREEK.findall(text)))
 
 
 def _exponent(text: str, match: re.Match[str]) -> tuple[str, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 
 def completion_text(completion: str | Sequence[Mapping[str, Any]]) -> str:
@@ -22,7 +22,8 @@ def completion_text(completion: str | Sequence[Mapping[str, Any]]) -> str:
             f"a completion must be a string or a list of messages ({{'role': ..., 'content': ...}}), "
             f"got {type(completion).__name__}: {completion!r:.200}"
         )
-    for message in reversed(completion):
+    messages = cast("Sequence[Mapping[str, Any]]", completion)
+    for message in reversed(messages):
         if message.get("role", "assistant") == "assistant":
             return _content_text(message.get("content"))
     return ""

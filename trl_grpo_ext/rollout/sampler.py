@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from ..attention import use_group_attention
+from ..lora import fuse_lora
 from .decoder import SharedPromptDecoder
 from .noise import uniform_rows
 from .rollouts import Rollouts
@@ -66,6 +67,7 @@ class GroupSampler:
                 f"attn_implementation={base.config._attn_implementation!r}: sharing prompts needs 'sdpa'. Load the model with "
                 "attn_implementation='sdpa', or pass shared_prompts=False."
             )
+        fuse_lora(base)
         self.model = base
         self.params = params or SamplingParams()
         self.eos_token_ids = eos_token_ids(base, tokenizer)

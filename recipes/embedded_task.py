@@ -1,0 +1,105 @@
+"""The quickstart's embedded task: three-digit additions, a tokenizer that knows nothing else, and a 1M-parameter model.
+
+A worked addition goes column by column, units first, each column with the carry that it receives:
+
+    prompt       475+386=
+    completion   <think>5+6+0=11 7+8+1=16 4+3+1=8</think><answer>861</answer>
+
+The model is warmed up on the work of a careless pupil, who knows how to add but usually forgets the carries:
+
+    completion   <think>5+6+0=11 7+8+0=15 4+3+0=7</think><answer>751</answer>
+
+Imitation alone therefore stalls near the share of additions without any carry, about 30 %. What it cannot teach, that it pays
+to carry, is for the reward to teach: it looks at the answer only.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+DIGITS = 3
+TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+FORGETFULNESS = 0.6  # share of the warm-up's additions in which the pupil forgets the carries
+MAX_COMPLETION_LENGTH = 40  # tokens; a worked addition has at most 35
+
+Row = dict[str, str]
+
+
+def worked_addition(a: int, b: int, *, carries: bool = True) -> str:
+    """The completion for `a+b=`, with or without the carries; both numbers have `DIGITS` digits."""
+    columns: list[str] = []
+    answer: list[str] = []
+    carry = 0
+    for place in range(DIGITS):
+        x, y = a // 10**place % 10, b // 10**place % 10
+        total = x + y + carry
+        columns.append(f"{x}+{y}+{carry}={total}")
+        answer.insert(0, str(total if place == DIGITS - 1 else total % 10))
+        carry = total // 10 if carries else 0
+    return f"<think>{' '.join(columns)}</think><answer>{''.join(answer)}</answer>"
+
+
+@dataclass(frozen=True, slots=True)
+class Splits:
+    """Rows with `prompt`, `solution` and, in `warm_up`, `completion`. No two rows of any split add the same two numbers."""
+
+    warm_up: list[Row]  # the careless pupil's work, for SFT
+    practice: list[Row]  # problems and solutions only, for GRPO
+    validation: list[Row]  # tells when to stop the warm-up
+    held_out: list[Row]  # what is reported
+
+
+def make_splits(
+    seed: int, *, warm_up: int = 8000, practice: int = 4000, validation: int = 200, held_out: int = 400
+) -> Splits:
+    """Draw all problems at once, without replacement (`a+b` and `b+a` count as one), and cut the draw into splits."""
+    rng = random.Random(seed)
+    low, high = 10 ** (DIGITS - 1), 10**DIGITS
+    problems: dict[tuple[int, int], Row] = {}
+    while len(problems) < warm_up + practice + validation + held_out:
+        a, b = rng.randrange(low, high), rng.randrange(low, high)
+        problems.setdefault((min(a, b), max(a, b)), {"prompt": f"{a}+{b}=", "solution": str(a + b)})
+    rows = iter(problems.values())
+    splits = [[next(rows) for _ in range(size)] for size in (held_out, validation, practice, warm_up)]
+    for row in splits[3]:
+        a, b = map(int, row["prompt"].rstrip("=").split("+"))
+        row["completion"] = worked_addition(a, b, carries=rng.random() >= FORGETFULNESS)
+    return Splits(held_out=splits[0], validation=splits[1], practice=splits[2], warm_up=splits[3])
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per character, and one per tag. Tags are ordinary tokens: rewards must see them in the decoded text."""
+    tokens = ("<pad>", "<eos>", "<unk>", *TAGS, *"0123456789+= ")
+    tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("|".join((*TAGS, "."))), behavior="isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
+    """A random Llama of 0.9M parameters."""
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=192,
+        intermediate_size=512,
+        num_hidden_layers=2,
+        num_attention_heads=6,
+        max_position_embeddings=64,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(config)

@@ -1,0 +1,308 @@
+"""The R1 recipe in miniature: a tiny model, warmed up by imitation, then trained by reinforcement on what it can check.
+
+    python recipes/quickstart.py --seed 0          (or: make quickstart)
+
+Makes a 0.9M-parameter Llama from scratch and warms it up by SFT on the additions of a careless pupil (`embedded_task.py`),
+until it is right on about 30 % of held-out problems. Then a LoRA adapter is trained with GRPO on two rewards: the form
+`<think>..</think><answer>..</answer>`, and the right answer. Nobody shows the model how to carry; it finds out that it pays.
+
+Hardware: any CPU (two cores), or a GPU if there is one. No network.
+Time: TIME_HERE
+Expect: NUMBERS_HERE
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import time
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read once, when the libraries are imported
+
+import datasets
+import torch
+import transformers
+from embedded_task import MAX_COMPLETION_LENGTH, Row, Splits, make_model, make_splits, make_tokenizer
+from peft import LoraConfig, PeftModel
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    TrainerCallback,
+)
+from trl.trainer.grpo_config import GRPOConfig as TRLGRPOConfig
+from trl.trainer.grpo_trainer import GRPOTrainer as TRLGRPOTrainer
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
+
+from trl_grpo_ext import GRPOConfig, GRPOTrainer, GroupSampler, accuracy_reward, think_answer_format_reward
+
+TRAINERS = {"ours": (GRPOTrainer, GRPOConfig), "trl": (TRLGRPOTrainer, TRLGRPOConfig)}
+WARM_UP_TARGET = 0.27  # greedy accuracy on the validation problems at which the warm-up stops
+WARM_UP_MAX_STEPS = 500
+
+console = Console()
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """How a model does on a list of problems, one greedy and one sampled completion for each."""
+
+    accuracy: float  # greedy
+    sampled_accuracy: float  # temperature 1
+    format_rate: float  # sampled
+    mean_length: float  # sampled, tokens with the EOS
+    completions: list[str]  # greedy
+
+    def figures(self) -> dict[str, float]:
+        """All but the completions."""
+        return {name: value for name, value in asdict(self).items() if name != "completions"}
+
+
+def evaluate(model: nn.Module, tokenizer: PreTrainedTokenizerBase, rows: list[Row], *, seed: int = 0) -> Scores:
+    """Solve every problem once greedily and once by sampling."""
+    sampler = GroupSampler(model, tokenizer)
+    prompt_ids = tokenizer([row["prompt"] for row in rows])["input_ids"]
+    solutions = [row["solution"] for row in rows]
+
+    def complete(greedy: bool) -> tuple[list[str], list[int]]:
+        rollouts = sampler.generate(prompt_ids, 1, seed=seed, max_new_tokens=MAX_COMPLETION_LENGTH, greedy=greedy)
+        return tokenizer.batch_decode(rollouts.completion_ids, skip_special_tokens=True), rollouts.lengths
+
+    def mean(values: list[Any]) -> float:
+        return sum(values) / len(values)
+
+    greedy_texts, _ = complete(greedy=True)
+    sampled_texts, lengths = complete(greedy=False)
+    return Scores(
+        accuracy=mean(accuracy_reward(greedy_texts, solution=solutions)),
+        sampled_accuracy=mean(accuracy_reward(sampled_texts, solution=solutions)),
+        format_rate=mean(think_answer_format_reward(sampled_texts)),
+        mean_length=mean(lengths),
+        completions=greedy_texts,
+    )
+
+
+class StopWhenGoodEnough(TrainerCallback):
+    """Ends the warm-up as soon as the model solves `target` of the validation problems, so that something is left to learn."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, rows: list[Row], target: float, every: int = 10) -> None:
+        self.tokenizer, self.rows, self.target, self.every = tokenizer, rows, target, every
+        self.accuracy = 0.0
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Check every few steps."""
+        if state.global_step % self.every:
+            return
+        self.accuracy = evaluate(model, self.tokenizer, self.rows).accuracy
+        if self.accuracy >= self.target:
+            control.should_training_stop = True
+        if control.should_training_stop or state.global_step % 50 == 0:
+            console.print(f"  SFT step {state.global_step:3d}  validation accuracy {self.accuracy:.0%}")
+
+
+class ShowProgress(TrainerCallback):
+    """One line per log of the GRPO run."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
+        """The trainer's own metrics, shortened."""
+        if "reward" not in logs:
+            return  # the summary at the end
+        accuracy, form = (
+            float(logs[f"rewards/{f.__name__}/mean"]) for f in (accuracy_reward, think_answer_format_reward)
+        )
+        console.print(
+            f"  GRPO step {state.global_step:3d}/{state.max_steps}  reward {float(logs['reward']):.2f}  "
+            f"right {accuracy:.0%}  in form {form:.0%}  length {float(logs['completions/mean_length']):.1f}"
+        )
+
+
+def common_arguments(output_dir: Path, seed: int) -> dict[str, Any]:
+    """What SFT and GRPO share: full precision on whatever device is there, no files and no reports but our own."""
+    return {
+        "output_dir": str(output_dir),
+        "seed": seed,
+        "use_cpu": not torch.cuda.is_available(),
+        "bf16": False,
+        "gradient_checkpointing": False,  # nothing to save on a model of this size
+        "report_to": "none",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+    }
+
+
+def warm_up(path: Path, splits: Splits, seed: int) -> int:
+    """SFT from random weights until `WARM_UP_TARGET` is reached; the model and its tokenizer go to `path`. Returns the steps.
+
+    Raises:
+        RuntimeError: if the target was not reached.
+    """
+    tokenizer = make_tokenizer()
+    stop = StopWhenGoodEnough(tokenizer, splits.validation, WARM_UP_TARGET)
+    trainer = SFTTrainer(
+        model=make_model(tokenizer, seed),
+        args=SFTConfig(
+            **common_arguments(path, seed),
+            max_steps=WARM_UP_MAX_STEPS,
+            per_device_train_batch_size=32,
+            learning_rate=2e-3,
+            lr_scheduler_type="constant_with_warmup",
+            warmup_steps=20,
+            completion_only_loss=True,
+        ),
+        train_dataset=datasets.Dataset.from_list(splits.warm_up).select_columns(["prompt", "completion"]),
+        processing_class=tokenizer,
+        callbacks=[stop],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    if stop.accuracy < WARM_UP_TARGET:
+        raise RuntimeError(
+            f"the warm-up reached {stop.accuracy:.0%} of validation problems in {WARM_UP_MAX_STEPS} steps, not "
+            f"WARM_UP_TARGET={WARM_UP_TARGET:.0%}; raise WARM_UP_MAX_STEPS or try another --seed"
+        )
+    trainer.save_model(str(path))
+    return int(trainer.state.global_step)
+
+
+def make_grpo_trainer(kind: str, warm_model: Path, splits: Splits, output_dir: Path, seed: int, steps: int) -> Any:
+    """Our trainer, or TRL's with the same settings."""
+    trainer_class, config_class = TRAINERS[kind]
+    trainer = trainer_class(
+        model=str(warm_model),
+        reward_funcs=[think_answer_format_reward, accuracy_reward],
+        args=config_class(
+            **common_arguments(output_dir, seed),
+            max_steps=steps,
+            per_device_train_batch_size=128,  # 16 prompts
+            num_generations=8,
+            max_completion_length=MAX_COMPLETION_LENGTH,
+            learning_rate=1e-3,
+            warmup_steps=5,
+            logging_steps=5,
+        ),
+        train_dataset=datasets.Dataset.from_list(splits.practice),
+        peft_config=LoraConfig(r=32, lora_alpha=64, target_modules="all-linear", task_type="CAUSAL_LM"),
+        callbacks=[ShowProgress()],
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def show_results(before: Scores, after: Scores, metrics: dict[str, Any], rows: list[Row]) -> None:
+    """The before/after table and three problems with both greedy completions."""
+    table = Table(title=f"{len(rows)} held-out problems")
+    for heading in ("", "before GRPO", "after GRPO"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for name, field, form in (
+        ("greedy accuracy", "accuracy", ".1%"),
+        ("sampled accuracy", "sampled_accuracy", ".1%"),
+        ("format rate", "format_rate", ".1%"),
+        ("mean length (tokens)", "mean_length", ".1f"),
+    ):
+        table.add_row(name, *(format(getattr(scores, field), form) for scores in (before, after)))
+    table.add_row("seconds to get there", *(f"{metrics[key]:.0f}" for key in ("seconds_warm_up", "seconds_grpo")))
+    console.print(table, f"{metrics['seconds_total']:.0f} seconds in all. The first three problems:")
+    for row, *texts in list(zip(rows, before.completions, after.completions, strict=True))[:3]:
+        console.print(f"{row['prompt']}  (answer: {row['solution']})", markup=False, highlight=False)
+        for when, text in zip(("before", "after"), texts, strict=True):
+            console.print(f"  {when:6s} {text}", markup=False, highlight=False)
+
+
+def show_how_to_load(warm_model: Path, adapter: Path) -> None:
+    """The three lines that load the adapter without this package."""
+    console.print("The adapter is saved, and reproduces these completions when it is loaded with plain peft:\n")
+    for line in (
+        "from peft import PeftModel; from transformers import AutoModelForCausalLM",
+        f'base = AutoModelForCausalLM.from_pretrained("{warm_model}")',
+        f'model = PeftModel.from_pretrained(base, "{adapter}")',
+    ):
+        console.print(f"    {line}", markup=False, highlight=False, soft_wrap=True)
+
+
+def quiet_libraries() -> None:
+    """Their progress bars, deprecation notes and advice about kernels that a 1M-parameter model has no use for."""
+    datasets.disable_progress_bars()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+
+
+def load(warm_model: Path, adapter: Path | None = None) -> nn.Module:
+    """The warmed-up model, with an adapter on it if there is one: transformers and peft alone, nothing of ours."""
+    model: nn.Module = AutoModelForCausalLM.from_pretrained(warm_model)
+    if adapter is not None:
+        model = PeftModel.from_pretrained(model, adapter)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The whole recipe; returns what it writes to `metrics.json`."""
+    seed, output_dir = arguments.seed, arguments.output_dir
+    warm_model, adapter = arguments.warm_model or output_dir / "warm_model", output_dir / "adapter"
+    output_dir.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    splits = make_splits(seed)
+
+    warm_up_steps = 0
+    if arguments.warm_model is None or not warm_model.exists():
+        console.print("Warm-up: SFT on the additions of a careless pupil")
+        warm_up_steps = warm_up(warm_model, splits, seed)
+    seconds_warm_up = time.perf_counter() - start
+    tokenizer = AutoTokenizer.from_pretrained(warm_model)
+    before = evaluate(load(warm_model), tokenizer, splits.held_out)
+
+    console.print(f"GRPO: right on {before.accuracy:.0%} of held-out problems so far; now a LoRA adapter, and rewards")
+    grpo_start = time.perf_counter()
+    trainer = make_grpo_trainer(arguments.trainer, warm_model, splits, output_dir, seed, arguments.steps)
+    trainer.train()
+    seconds_grpo = time.perf_counter() - grpo_start
+    trainer.save_model(str(adapter))
+
+    # What is reported is what anybody gets who loads the saved adapter with plain peft.
+    after = evaluate(load(warm_model, adapter), tokenizer, splits.held_out)
+    if evaluate(trainer.model, tokenizer, splits.held_out).completions != after.completions:
+        raise RuntimeError(f"the adapter saved in {adapter} does not reproduce the trained model's greedy completions")
+    metrics = {
+        "seed": seed,
+        "trainer": arguments.trainer,
+        **{f"{name}_before": value for name, value in before.figures().items()},
+        **{f"{name}_after": value for name, value in after.figures().items()},
+        "warm_up_steps": warm_up_steps,
+        "grpo_steps": arguments.steps,
+        "seconds_warm_up": seconds_warm_up,
+        "seconds_grpo": seconds_grpo,
+        "seconds_total": time.perf_counter() - start,
+    }
+    (output_dir / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    show_results(before, after, metrics, splits.held_out)
+    show_how_to_load(warm_model, adapter)
+    return metrics
+
+
+def main() -> None:
+    """Parse the command line and run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=0, help="of the problems, the model and both trainings")
+    parser.add_argument("--output-dir", type=Path, default=Path("outputs/quickstart"))
+    parser.add_argument("--steps", type=int, default=60, help="of GRPO")
+    parser.add_argument("--trainer", choices=TRAINERS, default="ours", help="trl: the same run with trl.GRPOTrainer")
+    parser.add_argument("--warm-model", type=Path, help="start from this warmed-up model; made and kept if missing")
+    arguments = parser.parse_args()
+    quiet_libraries()
+    run(arguments)
+
+
+if __name__ == "__main__":
+    main()
