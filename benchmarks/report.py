@@ -101,6 +101,6 @@ def markdown_section(result: dict[str, Any]) -> list[str]:
         "",
         f"{result['date']}: {machine['device']}, {machine['threads']} of {machine['cores']} cores used, load average "
         f"{machine['load_average_before']} before the start, {machine['system']}, Python {machine['python']}, "
-        f"{packages}. {result['runs_per_side']} alternating runs per side of {result['steps_per_run']} measured steps after "
-        f"{result['warmup_steps']} of warm-up. Memory: {result['memory_method']}.",
+        f"{packages}. {result['runs_per_side']} alternating runs per side, each of {result['warmup_steps']} warm-up "
+        f"and {result['steps_per_run']} measured steps. Memory: {result['memory_method']}.",
     ]

@@ -9,8 +9,8 @@ The model is warmed up on the work of a careless pupil, who knows how to add but
 
     completion   <think>5+6+0=11 7+8+0=15 4+3+0=7</think><answer>751</answer>
 
-Imitation alone therefore stalls near the share of additions without any carry, about 30 %. What it cannot teach, that it pays
-to carry, is for the reward to teach: it looks at the answer only.
+Imitation alone therefore stalls near the share of additions without any carry, about 30 %. That carrying pays is for
+the reward to teach, which looks at the answer only.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def worked_addition(a: int, b: int, *, carries: bool = True) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Splits:
-    """Rows with `prompt`, `solution` and, in `warm_up`, `completion`. No two rows of any split add the same two numbers."""
+    """Rows with `prompt`, `solution` and, in `warm_up`, `completion`. No two rows of any split add the same numbers."""
 
     warm_up: list[Row]  # the careless pupil's work, for SFT
     practice: list[Row]  # problems and solutions only, for GRPO

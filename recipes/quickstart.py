@@ -2,9 +2,10 @@
 
     python recipes/quickstart.py --seed 0          (or: make quickstart)
 
-Makes a 0.9M-parameter Llama from scratch and warms it up by SFT on the additions of a careless pupil (`embedded_task.py`),
-until it is right on about 30 % of held-out problems. Then a LoRA adapter is trained with GRPO on two rewards: the form
-`<think>..</think><answer>..</answer>`, and the right answer. Nobody shows the model how to carry; it finds out that it pays.
+Makes a 0.9M-parameter Llama from scratch and warms it up by SFT on the additions of a careless pupil, who usually
+forgets the carries (`embedded_task.py`), until it is right on about 30 % of held-out problems. Then a LoRA adapter is
+trained with GRPO on two rewards: the form `<think>..</think><answer>..</answer>`, and the right answer. They teach it
+to carry.
 
 Hardware: any CPU (two cores), or a GPU if there is one. No network.
 Time: TIME_HERE
@@ -23,7 +24,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read once, when the libraries are imported
+# Both must be said before the libraries are imported, hence:
+# ruff: noqa: E402
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # advice about 4-bit kernels
 
 import datasets
 import torch
@@ -45,9 +49,10 @@ from trl.trainer.grpo_trainer import GRPOTrainer as TRLGRPOTrainer
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from trl_grpo_ext import GRPOConfig, GRPOTrainer, GroupSampler, accuracy_reward, think_answer_format_reward
+from trl_grpo_ext import GroupSampler, GRPOConfig, GRPOTrainer, accuracy_reward, think_answer_format_reward
 
 TRAINERS = {"ours": (GRPOTrainer, GRPOConfig), "trl": (TRLGRPOTrainer, TRLGRPOConfig)}
+REWARDS = [accuracy_reward, think_answer_format_reward]
 WARM_UP_TARGET = 0.27  # greedy accuracy on the validation problems at which the warm-up stops
 WARM_UP_MAX_STEPS = 500
 
@@ -94,7 +99,7 @@ def evaluate(model: nn.Module, tokenizer: PreTrainedTokenizerBase, rows: list[Ro
 
 
 class StopWhenGoodEnough(TrainerCallback):
-    """Ends the warm-up as soon as the model solves `target` of the validation problems, so that something is left to learn."""
+    """Ends the warm-up as soon as the model solves `target` of the validation problems greedily."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, rows: list[Row], target: float, every: int = 10) -> None:
         self.tokenizer, self.rows, self.target, self.every = tokenizer, rows, target, every
@@ -118,12 +123,10 @@ class ShowProgress(TrainerCallback):
         """The trainer's own metrics, shortened."""
         if "reward" not in logs:
             return  # the summary at the end
-        accuracy, form = (
-            float(logs[f"rewards/{f.__name__}/mean"]) for f in (accuracy_reward, think_answer_format_reward)
-        )
+        right, in_form = (float(logs[f"rewards/{reward.__name__}/mean"]) for reward in REWARDS)
         console.print(
             f"  GRPO step {state.global_step:3d}/{state.max_steps}  reward {float(logs['reward']):.2f}  "
-            f"right {accuracy:.0%}  in form {form:.0%}  length {float(logs['completions/mean_length']):.1f}"
+            f"right {right:.0%}  in form {in_form:.0%}  length {float(logs['completions/mean_length']):.1f}"
         )
 
 
@@ -142,7 +145,7 @@ def common_arguments(output_dir: Path, seed: int) -> dict[str, Any]:
 
 
 def warm_up(path: Path, splits: Splits, seed: int) -> int:
-    """SFT from random weights until `WARM_UP_TARGET` is reached; the model and its tokenizer go to `path`. Returns the steps.
+    """SFT from random weights until `WARM_UP_TARGET`; saves model and tokenizer to `path`, returns the steps it took.
 
     Raises:
         RuntimeError: if the target was not reached.
@@ -180,7 +183,7 @@ def make_grpo_trainer(kind: str, warm_model: Path, splits: Splits, output_dir: P
     trainer_class, config_class = TRAINERS[kind]
     trainer = trainer_class(
         model=str(warm_model),
-        reward_funcs=[think_answer_format_reward, accuracy_reward],
+        reward_funcs=REWARDS,
         args=config_class(
             **common_arguments(output_dir, seed),
             max_steps=steps,
@@ -231,11 +234,10 @@ def show_how_to_load(warm_model: Path, adapter: Path) -> None:
 
 
 def quiet_libraries() -> None:
-    """Their progress bars, deprecation notes and advice about kernels that a 1M-parameter model has no use for."""
+    """Their progress bars and deprecation notes, which would bury our own lines."""
     datasets.disable_progress_bars()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 

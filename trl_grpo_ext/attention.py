@@ -1,10 +1,10 @@
 """The one attention function of the package.
 
-A transformers model has a single attention implementation, and both the rollouts and the update need one that knows about
-groups. This module registers it: called with the keyword `group_layout`, it hands queries, keys and values to the
-layout's own `attend`; called without, it is plain SDPA, so `model.generate` and everybody else are untouched. Models pass
-keywords they do not know down to their attention layers, which is how the layout of a micro-batch (or of a decode step)
-travels.
+A transformers model has a single attention implementation, and both the rollouts and the update need one that knows
+about groups. This module registers it: called with the keyword `group_layout`, it hands queries, keys and values to the
+layout's own `attend`; called without, it is plain SDPA, so `model.generate` and everybody else are untouched. Models
+pass keywords they do not know down to their attention layers, which is how the layout of a micro-batch (or of a decode
+step) travels.
 """
 
 from __future__ import annotations
@@ -57,15 +57,12 @@ def group_attention(
     """Attention function with the signature of `transformers.AttentionInterface`.
 
     Raises:
-        UnsupportedAttention: with a `group_layout`, if the layer asks for soft-capping, a sliding window, attention sinks or
-            a position bias.
+        UnsupportedAttention: with a `group_layout`, if the layer asks for soft-capping, a sliding window, attention
+            sinks or a position bias.
     """
     if group_layout is None:
-        return cast(
-            tuple[torch.Tensor, None],
-            sdpa_attention_forward(
-                module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
-            ),
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
     for keyword in _SPECIAL_KEYWORDS:
         if kwargs.get(keyword) is not None:
@@ -78,8 +75,8 @@ def group_attention(
 def use_group_attention(model: PreTrainedModel) -> bool:
     """Switch `model` from SDPA to `group_attention`; True if it now uses it.
 
-    Only models on SDPA are switched (the numbers of a model that somebody put on eager or flash attention on purpose stay
-    as they are).
+    Only models on SDPA are switched (the numbers of a model that somebody put on eager or flash attention on purpose
+    stay as they are).
     """
     implementation = model.config._attn_implementation
     if implementation == GROUP_ATTENTION:

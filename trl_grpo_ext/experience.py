@@ -10,6 +10,10 @@ import torch
 
 from .policy.packing import GroupPart, PackedRow, deal_rows, pack_row
 
+# Tokens of a packed row, as a share of what the padded micro-batch it stands for would hold
+import os
+ROW_SHARE = float(os.environ.get("ROW_SHARE","1"))
+
 
 @dataclass(slots=True)
 class Experience:
@@ -38,6 +42,7 @@ class MicroBatch:
     prompt_ids: list[list[int]]  # S, the prompt of each completion
     completion_ids: list[list[int]]  # S
     row: PackedRow | None  # None: score them as padded rows
+    padded_tokens: int  # what a padded micro-batch of the step would hold
     advantages: torch.Tensor  # (S,)
     old_logps: torch.Tensor  # (S, C)
     fresh: torch.Tensor  # (S,) bool: drawn by the policy as it is now, so that the ratio is 1
@@ -88,7 +93,7 @@ class StepBatch:
         return sum(len(ids) for ids, kept in zip(self.completion_ids, self.in_loss, strict=True) if kept)
 
     def trained(self, *, skip_zero_advantages: bool, at_least_one: bool) -> list[int]:
-        """Completions that have a gradient: not masked, and with an advantage unless something else (KL) pulls at them."""
+        """Completions that have a gradient: not masked, and with an advantage unless the KL pulls at them too."""
         chosen = [
             i
             for i, kept in enumerate(self.in_loss)
@@ -105,19 +110,20 @@ class StepBatch:
         kept = set(chosen)
         parts = [GroupPart(part.prompt, tuple(i for i in part.completions if i in kept)) for part in self.parts]
         parts = [part for part in parts if part.completions]
-        if not packed:
-            size = -(-len(chosen) // num)
-            pieces = [list(chosen[start : start + size]) for start in range(0, len(chosen), size)]
-            batches: list[MicroBatch | None] = [self._micro_batch(piece, None, device) for piece in pieces]
-            return [None] * (num - len(batches)) + batches
         prompt_lengths = [len(ids) for ids in self.prompt_ids]
         lengths = [len(ids) for ids in self.completion_ids]
         longest = max(prompt_lengths[part.prompt] for part in parts) + max(lengths[i] for i in chosen)
-        rows = deal_rows(parts, prompt_lengths, lengths, num, batch_size * longest)
+        budget = batch_size * longest
+        if not packed:
+            size = -(-len(chosen) // num)
+            pieces = [list(chosen[start : start + size]) for start in range(0, len(chosen), size)]
+            batches: list[MicroBatch | None] = [self._micro_batch(piece, None, budget, device) for piece in pieces]
+            return [None] * (num - len(batches)) + batches
+        rows = deal_rows(parts, prompt_lengths, lengths, num, budget, int(ROW_SHARE * budget))
         packed_rows = [pack_row(row, self.prompt_ids, self.completion_ids, device) if row else None for row in rows]
-        return [None if row is None else self._micro_batch(row.completions, row, device) for row in packed_rows]
+        return [None if row is None else self._micro_batch(row.completions, row, budget, device) for row in packed_rows]
 
-    def _micro_batch(self, indices: Sequence[int], row: PackedRow | None, device: torch.device) -> MicroBatch:
+    def _micro_batch(self, indices: Sequence[int], row: PackedRow | None, budget: int, device: torch.device) -> MicroBatch:
         def padded(values: list[torch.Tensor]) -> torch.Tensor:
             return torch.nn.utils.rnn.pad_sequence([values[i] for i in indices], batch_first=True).to(device)
 
@@ -129,6 +135,7 @@ class StepBatch:
             prompt_ids=[self.prompt_ids[self.prompt_of[i]] for i in indices],
             completion_ids=[self.completion_ids[i] for i in indices],
             row=row,
+            padded_tokens=budget,
             advantages=tensor(self.advantages),
             old_logps=padded(self.old_logps),
             fresh=tensor(self.fresh),

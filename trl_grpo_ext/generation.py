@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from datasets import Dataset, IterableDataset
 from torch import nn
 from transformers import TrainerState
 
 from .config import GRPOConfig
-from .data import PromptEncoder
+from .data import PromptEncoder, batched
 from .experience import Experience, MicroBatch, StepBatch
 from .metrics import CompletionLog, MetricLog, StepClock, length_metrics, reward_metrics
 from .objective import AGGREGATORS, kl_penalised_rewards
@@ -36,7 +37,7 @@ class Scored:
     seconds: dict[str, float]  # "rollout", "reward"
 
 
-@dataclass(slots=True)
+@dataclass
 class ExperienceMaker:
     """Draws and scores completions. Knows nothing of optimizer steps."""
 
@@ -142,6 +143,23 @@ class ExperienceMaker:
         if self.args.log_completions:
             self._keep_completions(scored, experience.advantages)
         return experience
+
+    def evaluate(self, data: Dataset | IterableDataset, state: TrainerState, metrics: MetricLog) -> int:
+        """Log lengths and rewards of held-out prompts' completions, each process taking its share; how many prompts."""
+        generations = self.args.num_generations_eval or self.args.num_generations
+        per_process = max(1, self.args.per_device_eval_batch_size // generations)
+        processes, rank = self.accelerator.num_processes, self.accelerator.process_index
+        count = 0
+        for rows in batched(data, per_process * processes):
+            own = rows[rank * per_process : (rank + 1) * per_process]
+            first = count + rank * per_process
+            scored = None
+            if own:
+                # The same noise at every evaluation, whatever the step
+                scored = self.roll_out(own, generations, state=state, noise_step=0, first_prompt_index=first)
+            self.record(scored, metrics)
+            count += len(rows)
+        return count
 
     def record(self, scored: Scored | None, metrics: MetricLog) -> int:
         """Log lengths and rewards of all processes' completions; tokens of prompts and completions together.

@@ -24,8 +24,8 @@ from .policy import TokenScores
 class MetricLog:
     """Collects values until the next log.
 
-    Values recorded once per step are averaged over the steps. Per-token quantities are kept as a sum and a count, over all
-    processes, so that a short micro-batch weighs less than a long one.
+    Values recorded once per step are averaged over the steps. Per-token quantities are kept as a sum and a count, over
+    all processes, so that a short micro-batch weighs less than a long one.
     """
 
     def __init__(self) -> None:
@@ -97,7 +97,7 @@ class StepClock(TrainerCallback):
 
 
 class CompletionLog:
-    """The completions of the latest generation: printed with rich, kept as Parquet (`log_completions=True`), as TRL does."""
+    """The latest generation's completions: printed with rich, kept as Parquet (`log_completions=True`), as TRL does."""
 
     def __init__(self, output_dir: str, num_to_print: int | None) -> None:
         self._folder = Path(output_dir) / "completions"
@@ -128,7 +128,7 @@ class CompletionLog:
             {name: columns[name] for name in self._rewards},
             columns["advantage"],
             step,
-            self._num_to_print,
+            self._num_to_print,  # type: ignore[arg-type]  # None, for all, is TRL's own default
         )
         self._folder.mkdir(parents=True, exist_ok=True)
         table = Dataset.from_dict({"step": [step] * len(columns["prompt"]), **columns})
@@ -136,7 +136,10 @@ class CompletionLog:
 
 
 def reward_metrics(rewards: torch.Tensor, names: Sequence[str], weights: torch.Tensor) -> dict[str, float]:
-    """`rewards/<name>/mean|std`, `reward` and `reward_std` from `(B, K)` rewards with NaN for None; NaN where none is."""
+    """`rewards/<name>/mean|std`, `reward` and `reward_std` from `(B, K)` rewards; NaN stands for None.
+
+    A metric is NaN where there is no reward to take it of.
+    """
     metrics = {}
     for k, name in enumerate(names):
         metrics[f"rewards/{name}/mean"] = rewards[:, k].nanmean().item()
@@ -168,7 +171,7 @@ def record_loss_terms(log: MetricLog, terms: LossTerms, scores: TokenScores, mas
 def record_micro_batches(
     log: MetricLog, step: StepBatch, chosen: Sequence[int], batches: Sequence[MicroBatch | None], batch_size: int
 ) -> None:
-    """How many completions are skipped, and tokens in the update against those of padded micro-batches of the same step."""
+    """How many completions are skipped, and the update's tokens against those of the step's padded micro-batches."""
     lengths = [len(ids) for ids in step.completion_ids]
     prompts = [len(step.prompt_ids[p]) for p in step.prompt_of]
     padded = 0

@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias, cast
 
 import torch
 from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
-from peft import PeftModel
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from peft import PeftConfig, PeftModel
+from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.trainer_pt_utils import AcceleratorConfig
 from trl.trainer.grpo_config import GRPOConfig as TRLGRPOConfig
 from trl.trainer.utils import get_config_model_id
 
 from .attention import use_group_attention
 from .config import GRPOConfig
-from .data import PromptEncoder, check_lengths
-from .policy import CompletionScorer, context_limit, packing_problem
+from .data import PromptEncoder, check_columns, check_lengths, repeat_stream
+from .policy import (
+    CompletionScorer,
+    add_adapter,
+    base_model_of,
+    context_limit,
+    disable_dropout,
+    load_model,
+    packing_problem,
+)
+from .rewards import RewardScorer
 
 logger = get_logger(__name__)
 
-EvalDataset = Dataset | IterableDataset | dict[str, Dataset | IterableDataset]
+EvalDataset: TypeAlias = Dataset | IterableDataset | dict[str, Dataset | IterableDataset]
 
 
 def resolve_config(args: GRPOConfig | TRLGRPOConfig | None, model: str | PreTrainedModel | PeftModel) -> GRPOConfig:
@@ -39,11 +49,38 @@ def resolve_config(args: GRPOConfig | TRLGRPOConfig | None, model: str | PreTrai
     raise TypeError(f"args must be trl_grpo_ext.GRPOConfig or trl.GRPOConfig, got {type(args).__name__}")
 
 
+def as_dict(value: dict[str, Any] | str | None) -> dict[str, Any]:
+    """A copy of a config field that is a dict or unset: its JSON was read, and anything else refused, by the config."""
+    return dict(value) if isinstance(value, dict) else {}
+
+
+def load_policy(
+    model: str | PreTrainedModel | PeftModel, args: GRPOConfig, quantization_config: BitsAndBytesConfig | None
+) -> PreTrainedModel | PeftModel:
+    """`load_model` as the config says."""
+    init_kwargs = as_dict(args.model_init_kwargs)
+    if isinstance(model, str):
+        init_kwargs.setdefault("trust_remote_code", args.trust_remote_code)
+    return load_model(model, init_kwargs, quantization_config)
+
+
+def make_trainable(
+    model: PreTrainedModel | PeftModel, args: GRPOConfig, peft_config: PeftConfig | None
+) -> PreTrainedModel | PeftModel:
+    """Put the adapter on, if there is one to put on, and set dropout and gradient checkpointing as the config says."""
+    model = add_adapter(model, peft_config)
+    if args.disable_dropout:
+        disable_dropout(model)
+    if args.gradient_checkpointing and as_dict(args.gradient_checkpointing_kwargs).get("use_reentrant"):
+        # A reentrant checkpoint has gradients only if its input has, and embeddings are frozen under an adapter
+        base_model_of(model).enable_input_require_grads()
+    return model
+
+
 def resolve_tokenizer(
     processing_class: PreTrainedTokenizerBase | None,
     model: PreTrainedModel,
-    revision: str | None,
-    trust_remote_code: bool,
+    args: GRPOConfig,
 ) -> PreTrainedTokenizerBase:
     """The tokenizer given, or the model's, with a padding token; the model is told of the padding id.
 
@@ -53,14 +90,16 @@ def resolve_tokenizer(
     """
     if processing_class is None:
         processing_class = AutoTokenizer.from_pretrained(
-            get_config_model_id(model.config), revision=revision, trust_remote_code=trust_remote_code
+            get_config_model_id(model.config),
+            revision=as_dict(args.model_init_kwargs).get("revision"),
+            trust_remote_code=args.trust_remote_code,
         )
     if not isinstance(processing_class, PreTrainedTokenizerBase):
         raise TypeError(f"processing_class must be a tokenizer (text only), got {type(processing_class).__name__}")
     if processing_class.eos_token_id is None:
         raise ValueError(
-            "processing_class has no EOS token (eos_token=None): no completion could end, and none could be told from a "
-            "truncated one. Set processing_class.eos_token."
+            "processing_class has no EOS token (eos_token=None): no completion could end, and none could be told from "
+            "a truncated one. Set processing_class.eos_token."
         )
     if processing_class.pad_token is None:
         processing_class.pad_token = processing_class.eos_token
@@ -73,17 +112,22 @@ def resolve_tokenizer(
 def named_datasets(
     train: Dataset | IterableDataset | None, evaluation: EvalDataset | None
 ) -> dict[str, Dataset | IterableDataset]:
-    """Every dataset under the name that an error should call it by.
+    """Every dataset under the name that an error should call it by, its columns checked.
 
     Raises:
-        ValueError: if there is no training dataset.
+        ValueError: if there is no training dataset, or one of them cannot be used; see `check_columns`.
+        TypeError: for something that is not a `datasets` dataset.
     """
     if train is None:
         raise ValueError("train_dataset is missing: pass a datasets.Dataset with a 'prompt' column")
     named = {"train_dataset": train}
     if isinstance(evaluation, dict):
-        return named | {f"eval_dataset[{name!r}]": dataset for name, dataset in evaluation.items()}
-    return named if evaluation is None else named | {"eval_dataset": evaluation}
+        named |= {f"eval_dataset[{name!r}]": dataset for name, dataset in evaluation.items()}
+    elif evaluation is not None:
+        named["eval_dataset"] = evaluation
+    for name, dataset in named.items():
+        check_columns(dataset, name)
+    return named
 
 
 def check_prompt_lengths(
@@ -123,6 +167,21 @@ def choose_packing(model: PreTrainedModel, scorer: CompletionScorer, choice: str
     return False
 
 
+def make_rewards(
+    reward_funcs: Any,
+    processing_classes: PreTrainedTokenizerBase | list[PreTrainedTokenizerBase] | None,
+    args: GRPOConfig,
+) -> tuple[RewardScorer, torch.Tensor]:
+    """The scorer of all rewards, and their weights, `(K,)`."""
+    scorer = RewardScorer(
+        reward_funcs,
+        processing_classes=processing_classes,
+        chat_template_kwargs=as_dict(args.chat_template_kwargs),
+        device=args.device,
+    )
+    return scorer, reward_weights(args.reward_weights, scorer.names)
+
+
 def reward_weights(weights: Sequence[float] | None, names: Sequence[str]) -> torch.Tensor:
     """`(K,)`, ones by default.
 
@@ -133,8 +192,8 @@ def reward_weights(weights: Sequence[float] | None, names: Sequence[str]) -> tor
         return torch.ones(len(names))
     if len(weights) != len(names):
         raise ValueError(
-            f"reward_weights={list(weights)} has {len(weights)} values for {len(names)} reward functions {list(names)}: "
-            "give one weight per reward function"
+            f"reward_weights={list(weights)} has {len(weights)} values for {len(names)} reward functions "
+            f"{list(names)}: give one weight per reward function"
         )
     return torch.tensor(weights, dtype=torch.float32)
 
@@ -150,3 +209,9 @@ def group_order(args: GRPOConfig) -> dict[str, Any]:
         "shuffle": args.shuffle_dataset,
         "seed": args.seed,
     }
+
+
+def grouped_stream(data: IterableDataset, args: GRPOConfig) -> IterableDataset:
+    """A stream in the order of `GroupOrder`. Its rows are not tensors, so every process reads its own."""
+    cast(AcceleratorConfig, args.accelerator_config).dispatch_batches = False
+    return repeat_stream(data, **group_order(args))

@@ -1,8 +1,8 @@
 """`GRPOTrainer`: prompts -> rollouts -> rewards -> advantages -> loss -> update, wired into `transformers.Trainer`.
 
-The seams: `get_batch_samples` turns rows into rollouts, rewards, advantages and packed micro-batches, once per optimizer
-step; `compute_loss` scores one micro-batch; `evaluate` generates on held-out prompts; `log` adds our metrics. What happens
-inside each is in the package's folders.
+The seams: `get_batch_samples` turns rows into rollouts, rewards, advantages and packed micro-batches, once per
+optimizer step; `compute_loss` scores one micro-batch; `evaluate` generates on held-out prompts; `log` adds our metrics.
+What happens inside each is in the package's folders.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate.utils import set_seed
@@ -25,36 +25,38 @@ from trl.trainer.base_trainer import _BaseTrainer
 from trl.trainer.grpo_config import GRPOConfig as TRLGRPOConfig
 from trl.trainer.utils import identity
 
+from .checkpoint import load_state, save_state
 from .config import GRPOConfig
-from .data import GenerationFeed, GroupOrder, PromptEncoder, batched, check_columns, repeat_stream
+from .data import GenerationFeed, GroupOrder, PromptEncoder
 from .experience import Experience, MicroBatch, StepBatch
 from .generation import ExperienceMaker
 from .metrics import CompletionLog, MetricLog, StepClock, record_loss_terms, record_micro_batches
-from .objective import StepNormalizer, full_kl, grpo_loss
+from .objective import StepNormalizer, grpo_loss
 from .policy import (
     CompletionScorer,
-    Snapshot,
+    RecomputeBudget,
     TokenScores,
-    add_adapter,
     base_model_of,
-    disable_dropout,
+    exact_kl,
     head_spec,
-    load_model,
+    is_default_checkpointing,
     make_reference,
     no_gradient_loss,
-    unpack,
 )
-from .rewards import RewardScorer
 from .rollout import GroupSampler, SamplingParams
 from .startup import (
     EvalDataset,
+    as_dict,
     check_prompt_lengths,
     choose_packing,
     group_order,
+    grouped_stream,
+    load_policy,
+    make_rewards,
+    make_trainable,
     named_datasets,
     resolve_config,
     resolve_tokenizer,
-    reward_weights,
 )
 
 
@@ -74,8 +76,9 @@ class GRPOTrainer(_BaseTrainer):
 
     Args:
         model: Id, path, `PreTrainedModel` or `PeftModel`. A `PeftModel` goes on training its adapter.
-        reward_funcs: One or a list of callables `f(prompts, completions, completion_ids, **columns) -> list[float | None]`,
-            sync or async, ids of reward models, or reward models.
+        reward_funcs: One or a list of callables
+            `f(prompts, completions, completion_ids, **columns) -> list[float | None]`, sync or async, ids of reward
+            models, or reward models.
         args: Our `GRPOConfig`, or TRL's, which is converted (`GRPOConfig.from_trl`).
         train_dataset: Rows with a `prompt` (string or messages); further columns are handed to the rewards.
         eval_dataset: The same, or a dict of them.
@@ -89,14 +92,18 @@ class GRPOTrainer(_BaseTrainer):
         ValueError, TypeError: for input that could not be trained on, before anything is.
     """
 
-    loss_is_scaled_for_ga = True
+    loss_is_scaled_for_ga = True  # type: ignore[assignment]  # the base class says None: undecided
     _tag_names = ["trl", "grpo", "trl-grpo-ext"]  # noqa: RUF012 (declared so by the base class)
     _name = "GRPO"
     _paper = {  # noqa: RUF012
         "title": "DeepSeekMath: Pushing the Limits of Mathematical Reasoning in Open Language Models",
         "id": "2402.03300",
     }
+    # Narrower than the base class declares them
     args: GRPOConfig
+    model: PreTrainedModel | PeftModel
+    train_dataset: Dataset | IterableDataset
+    eval_dataset: EvalDataset | None
 
     def __init__(
         self,
@@ -114,37 +121,21 @@ class GRPOTrainer(_BaseTrainer):
     ) -> None:
         args = resolve_config(args, model)
         datasets = named_datasets(train_dataset, eval_dataset)
-        for name, dataset in datasets.items():
-            check_columns(dataset, name)
         set_seed(args.seed)  # a fresh adapter is drawn at random
-        init_kwargs = dict(args.model_init_kwargs or {})  # type: ignore[call-overload]
-        if isinstance(model, str):
-            init_kwargs.setdefault("trust_remote_code", args.trust_remote_code)
-        model = load_model(model, init_kwargs, quantization_config)
+        model = load_policy(model, args, quantization_config)
         base = base_model_of(model)
-        tokenizer = resolve_tokenizer(processing_class, base, init_kwargs.get("revision"), args.trust_remote_code)
-        encoder = PromptEncoder(tokenizer, args.chat_template_kwargs)  # type: ignore[arg-type]
+        tokenizer = resolve_tokenizer(processing_class, base, args)
+        encoder = PromptEncoder(tokenizer, as_dict(args.chat_template_kwargs))
         prompt_limit = check_prompt_lengths(datasets, encoder, base)
-        model = add_adapter(model, peft_config)
-        if args.disable_dropout:
-            disable_dropout(model)
-        if args.gradient_checkpointing and (args.gradient_checkpointing_kwargs or {}).get("use_reentrant"):  # type: ignore[union-attr]
-            model.enable_input_require_grads()
+        model = make_trainable(model, args, peft_config)
 
         self._scorer = CompletionScorer(base, args.temperature)
         self._packed = choose_packing(base, self._scorer, args.attention_packing)
         params = SamplingParams(**args.sampling_options(), logps_temperature=args.temperature)
         self._sampler = GroupSampler(model, tokenizer, params, shared_prompts=self._packed)
-        rewards = RewardScorer(
-            reward_funcs,
-            processing_classes=reward_processing_classes,
-            chat_template_kwargs=args.chat_template_kwargs,
-            device=args.device,
-        )
-        weights = reward_weights(args.reward_weights, rewards.names)
+        rewards, weights = make_rewards(reward_funcs, reward_processing_classes, args)
         if isinstance(train_dataset, IterableDataset):
-            args.accelerator_config.dispatch_batches = False  # rows are not tensors: every process reads its own
-            train_dataset = repeat_stream(train_dataset, **group_order(args))
+            train_dataset = grouped_stream(train_dataset, args)
 
         super().__init__(
             model=model,
@@ -156,11 +147,6 @@ class GRPOTrainer(_BaseTrainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        if args.n_gpu > 1:
-            raise ValueError(
-                f"{args.n_gpu} GPUs are visible to one process, which would wrap the model in nn.DataParallel. Start with "
-                "`accelerate launch`, or show one GPU with CUDA_VISIBLE_DEVICES."
-            )
         self._metrics = {"train": MetricLog(), "eval": MetricLog()}
         self._clock = StepClock(self._metrics["train"])
         self.add_callback(self._clock)
@@ -168,6 +154,10 @@ class GRPOTrainer(_BaseTrainer):
         self._experience: Experience | None = None
         self._loss_beta = 0.0 if args.kl_in_reward else args.beta
         self._reference = make_reference(self.model) if args.beta else None
+        self._recompute: RecomputeBudget | None = None
+        if self._packed and is_default_checkpointing(args):
+            import os
+            self._recompute = RecomputeBudget(self.model, base, self._scorer, float(os.environ.get("SHARE", "0.5")))
         self._completion_log = CompletionLog(str(args.output_dir), args.num_completions_to_print)
         self._maker = ExperienceMaker(
             args=args,
@@ -183,7 +173,7 @@ class GRPOTrainer(_BaseTrainer):
             packed=self._packed,
             completion_log=self._completion_log,
         )
-        self.model.add_model_tags(self._tag_names)
+        base.add_model_tags(self._tag_names)
 
     # --- rows -> rollouts -> rewards -> advantages ---
 
@@ -196,7 +186,7 @@ class GRPOTrainer(_BaseTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[list[dict[str, Any]]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], Any]:
-        """The micro-batches of one optimizer step, from `num_batches` micro-batches of rows, and the step's normaliser."""
+        """One optimizer step's micro-batches, from `num_batches` micro-batches of rows, and the step's normaliser."""
         self._clock.start_step()
         size = self.args.per_device_train_batch_size
         step = StepBatch(self.state.global_step)
@@ -237,6 +227,8 @@ class GRPOTrainer(_BaseTrainer):
         batch: MicroBatch | None = inputs["micro_batch"]
         if batch is None:
             return no_gradient_loss(model)
+        if self._recompute is not None and batch.row is not None:
+            k=self._recompute.apply(batch.row.layout.num_tokens, batch.padded_tokens); self._metrics["train"].record("layers_kept", k); self._metrics["train"].record("rowtok", batch.row.layout.num_tokens)
         scores = self._scores(model, batch)
         exact_kl = self._loss_beta != 0 and self.args.kl_estimator == "full"
         mask = scores.mask & batch.in_loss[:, None]
@@ -247,7 +239,7 @@ class GRPOTrainer(_BaseTrainer):
             mask,
             norm=replace(num_items_in_batch, dapo_tokens=batch.dapo_tokens),
             ref_logps=batch.ref_logps,
-            per_token_kl=self._exact_kl(model, batch, scores) if exact_kl else None,
+            per_token_kl=self._exact_kl(batch, scores) if exact_kl else None,
             beta=self._loss_beta,
             epsilon_low=self.args.epsilon,
             epsilon_high=self.args.epsilon if self.args.epsilon_high is None else self.args.epsilon_high,
@@ -271,27 +263,14 @@ class GRPOTrainer(_BaseTrainer):
             device=self.args.device,
         )
 
-    def _exact_kl(self, model: nn.Module, batch: MicroBatch, scores: TokenScores) -> torch.Tensor:
+    def _exact_kl(self, batch: MicroBatch, scores: TokenScores) -> torch.Tensor:
         """`(S, C)` KL of the whole distributions; the reference's hidden states are computed here, not kept."""
         assert self._reference is not None
         base = base_model_of(self.accelerator.unwrap_model(self.model))
         with torch.no_grad(), self._reference.active():
             ref_hidden = self._scores(self.model, batch).hidden
-            ref_head = head_spec(base)
-            ref_weight, ref_bias = ref_head.weight.data, None if ref_head.bias is None else ref_head.bias.data
-        head = head_spec(base)
-        kl = full_kl(
-            scores.hidden,
-            ref_hidden,
-            head.weight,
-            head.bias,
-            ref_head_weight=ref_weight,
-            ref_head_bias=ref_bias,
-            temperature=self.args.temperature,
-            logit_scale=head.logit_scale,
-            final_logit_softcapping=head.final_logit_softcapping,
-        )
-        return unpack(kl, scores.mask.sum(dim=1))
+            ref_head = head_spec(base).detached()
+        return exact_kl(scores, ref_hidden, head_spec(base), ref_head, self.args.temperature)
 
     # --- evaluation, logs, checkpoints ---
 
@@ -308,7 +287,7 @@ class GRPOTrainer(_BaseTrainer):
         """
         data = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(data, str):
-            data = self.eval_dataset[data]
+            data = cast(dict[str, Any], self.eval_dataset)[data]
         if data is None:
             raise ValueError("evaluation requires an eval_dataset: pass one to the trainer or to evaluate()")
         if isinstance(data, dict):
@@ -317,21 +296,8 @@ class GRPOTrainer(_BaseTrainer):
                 merged |= self.evaluate(dataset, ignore_keys, f"{metric_key_prefix}_{name}")
             return merged
         started = time.time()
-        generations = self.args.num_generations_eval or self.args.num_generations
-        per_process = max(1, self.args.per_device_eval_batch_size // generations)
-        processes, rank = self.accelerator.num_processes, self.accelerator.process_index
         metrics = MetricLog()
-        count = 0
-        for rows in batched(data, per_process * processes):
-            own = rows[rank * per_process : (rank + 1) * per_process]
-            first = count + rank * per_process
-            scored = None
-            if own:
-                scored = self._maker.roll_out(
-                    own, generations, state=self.state, noise_step=0, first_prompt_index=first
-                )
-            self._maker.record(scored, metrics)
-            count += len(rows)
+        count = self._maker.evaluate(data, self.state, metrics)
         values = {name: value for name, value in metrics.flush(self.accelerator).items() if value is not None}
         results = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
         results |= speed_metrics(metric_key_prefix, started, num_samples=count)
@@ -351,22 +317,18 @@ class GRPOTrainer(_BaseTrainer):
         self.create_model_card(model_name=Path(self.args.hub_model_id or str(self.args.output_dir)).name)
         super()._save_checkpoint(model, trial)
         folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        inside_cycle = self._feed.position > 0 and self._experience is not None
-        state = {
-            "position": self._feed.position,
-            "experience": self._experience.state_dict() if inside_cycle and self._experience else None,
-            "reference": self._reference.values if isinstance(self._reference, Snapshot) else None,
-        }
-        torch.save(state, folder / f"grpo_state_{self.accelerator.process_index}.pt")
+        save_state(folder, self.accelerator.process_index, self._feed, self._experience, self._reference)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        path = Path(checkpoint or "") / f"grpo_state_{self.accelerator.process_index}.pt"
-        if checkpoint is None or not path.exists():
+        if checkpoint is None:
             return
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        if isinstance(self._reference, Snapshot) and state["reference"] is not None:
-            self._reference.restore(state["reference"])
-        if state["experience"] is not None and not self.args.ignore_data_skip:
-            self._experience = Experience(**state["experience"])
-            self._feed.resume(state["position"])
+        restored = load_state(
+            Path(checkpoint),
+            self.accelerator.process_index,
+            self._feed,
+            self._reference,
+            skip_experience=self.args.ignore_data_skip,
+        )
+        if restored is not None:
+            self._experience = restored

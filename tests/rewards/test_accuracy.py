@@ -32,7 +32,6 @@ def read_rows(name: str) -> list[dict[str, Any]]:
     ("gold", "prediction", "match"),
     [
         ("Evelyn", r"\text{evelyn}", True),  # words: their case does not count
-        ("x", "X", False),  # variables: it does
         ("(B)", "B", True),
         (r"10!\text{ ways}", r"10! \text{ways}", True),  # as text, although never evaluated
         ("1/2", "0.5", True),
@@ -68,8 +67,9 @@ def test_solution_comes_before_answer_and_answer_fills_its_gaps() -> None:
 
 
 def test_gold_that_cannot_be_read_is_left_out_and_numbers_are_read() -> None:
-    rewards = accuracy_reward(["3", "3", "3", "3", "none"], answer=[None, r"\boxed{3", 3, 3.0, 3])
-    assert rewards == [None, None, 1.0, 1.0, 0.0]
+    golds = [None, r"\boxed{3", float("nan"), 3, 3.0, 3]
+    rewards = accuracy_reward(["3", "3", "3", "3", "3", "none"], answer=golds)
+    assert rewards == [None, None, None, 1.0, 1.0, 0.0]
 
 
 def test_no_gold_column_names_both() -> None:
@@ -137,8 +137,8 @@ def test_hostile_answer_is_refused_before_parsing(name: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["2^{2024}", "x^{100} + 1", r"(x+1)^{10}", r"(a-b)^2(b-c)^2(c-a)^2", r"\frac{7!}{16}", r"\sqrt{a^2b^2 + c^2}", "e^{-x}",
-     r"\begin{pmatrix}1 & 2 \\ 3 & 4\end{pmatrix}", r"\cos^2 x", "x \\neq 3", "5!"],
+    ["2^{2024}", "x^{100} + 1", r"(x+1)^{10}", r"(a-b)^2(b-c)^2(c-a)^2", r"\frac{7!}{16}", r"\sqrt{a^2b^2 + c^2}",
+     "e^{-x}", r"\begin{pmatrix}1 & 2 \\ 3 & 4\end{pmatrix}", r"\cos^2 x", "x \\neq 3", "5!"],
 )  # fmt: skip
 def test_real_answers_are_not_refused(text: str) -> None:
     assert not is_hostile(text)

@@ -1,8 +1,9 @@
 """From the dataloader's micro-batches to generation batches and back.
 
-The dataloader hands out one micro-batch of rows per micro-step. A generation serves `steps_per_generation * num_iterations`
-micro-steps (a *cycle*): its prompts are those of the cycle's first `steps_per_generation` micro-batches, read ahead if the
-optimizer step is shorter; the rows of later iterations repeat them and are dropped.
+The dataloader hands out one micro-batch of rows per micro-step. A generation serves
+`steps_per_generation * num_iterations` micro-steps (a *cycle*): its prompts are those of the cycle's first
+`steps_per_generation` micro-batches, read ahead if the optimizer step is shorter; the rows of later iterations repeat
+them and are dropped.
 """
 
 from __future__ import annotations

@@ -10,12 +10,13 @@ from torch.utils.data import Sampler
 
 
 class GroupOrder(Sampler[int]):
-    """Row indices such that every process reads whole groups, and the same ones in every iteration over a generation batch.
+    """Row indices: every process reads whole groups, and the same ones in every iteration over a generation batch.
 
-    A generation batch is `world_size * steps_per_generation` micro-batches of `batch_size` rows; `num_iterations` passes over
-    it follow each other, as in TRL's `RepeatSampler`. accelerate deals micro-batches out round-robin, so the rows of process r
-    are written to every `world_size`-th micro-batch from the r-th. A last generation batch that is not full is dropped. The
-    order depends on `(seed, epoch)`, so resuming in a later epoch goes on in that epoch's order.
+    A generation batch is `world_size * steps_per_generation` micro-batches of `batch_size` rows; `num_iterations`
+    passes over it follow each other, as in TRL's `RepeatSampler`. accelerate deals micro-batches out round-robin, so
+    the rows of process r are written to every `world_size`-th micro-batch from the r-th. A last generation batch that
+    is not full is dropped. The order depends on `(seed, epoch)`, so resuming in a later epoch goes on in that epoch's
+    order.
     """
 
     def __init__(

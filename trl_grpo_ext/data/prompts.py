@@ -67,7 +67,7 @@ class PromptEncoder:
 
         A `<think>` that the prompt opened is put in front, so that the completion reads as the model meant it.
         """
-        texts = self._tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
+        texts = self._tokenizer.batch_decode([list(ids) for ids in completion_ids], skip_special_tokens=True)
         texts = [prefill + text for prefill, text in zip(prefills, texts, strict=True)]
         return [
             text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]

@@ -1,6 +1,6 @@
 """weights and log-probs: the policy, its reference, and the shared-prompt forward pass."""
 
-from .logps import CompletionScorer, TokenScores, head_spec, unpack
+from .logps import CompletionScorer, TokenScores, exact_kl, head_spec
 from .model import (
     add_adapter,
     base_model_of,
@@ -11,6 +11,7 @@ from .model import (
 )
 from .packing import GroupPart, PackedRow, deal_rows, pack_row
 from .probe import packing_problem
+from .recompute import RecomputeBudget, is_default_checkpointing
 from .reference import AdapterOff, Snapshot, make_reference
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "CompletionScorer",
     "GroupPart",
     "PackedRow",
+    "RecomputeBudget",
     "Snapshot",
     "TokenScores",
     "add_adapter",
@@ -25,11 +27,12 @@ __all__ = [
     "context_limit",
     "deal_rows",
     "disable_dropout",
+    "exact_kl",
     "head_spec",
+    "is_default_checkpointing",
     "load_model",
     "make_reference",
     "no_gradient_loss",
     "pack_row",
     "packing_problem",
-    "unpack",
 ]

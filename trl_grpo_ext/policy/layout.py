@@ -1,11 +1,11 @@
 """Attention over one packed row: shared prefixes, and blocks of completions that see their prefix and themselves.
 
-The row is `prefix_1 | segments of group 1 | prefix_2 | segments of group 2 | ...` without padding. Two kinds of attention
-calls cover it: the prefixes as `(groups, P_max)` rows, causal and without a mask (right padding is never seen by a real
-query), and *blocks* of segments, each against the keys of its group's prefix followed by its own. A block holds one or
-more segments of a group: one segment a block would copy the prefix's keys for each completion, a whole group in one block
-would spend (sum C)^2; blocks of about the prefix's length waste neither copies nor products. Blocks of similar length
-share a call.
+The row is `prefix_1 | segments of group 1 | prefix_2 | segments of group 2 | ...` without padding. Two kinds of
+attention calls cover it: the prefixes as `(groups, P_max)` rows, causal and without a mask (right padding is never seen
+by a real query), and *blocks* of segments, each against the keys of its group's prefix followed by its own. A block
+holds one or more segments of a group: one segment a block would copy the prefix's keys for each completion, a whole
+group in one block would spend (sum C)^2; blocks of about the prefix's length waste neither copies nor products. Blocks
+of similar length share a call.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ _BUCKET_RATIO = 0.6
 class _Gather(torch.autograd.Function):
     """Rows of `x` picked by `index`, for an index that is one-to-one apart from padding.
 
-    Its inverse is a gather too, so the backward needs no scatter-add, which is slow on a CPU and not deterministic on a GPU.
+    Its inverse is a gather too, so the backward needs no scatter-add, which is slow on a CPU and not deterministic on a
+    GPU.
     """
 
     @staticmethod
@@ -162,8 +163,8 @@ def _bucket_mask(blocks: Sequence[_Block], prefixes: Sequence[int], length: int,
 def build_layout(groups: Sequence[tuple[int, Sequence[int]]], device: torch.device) -> PackedLayout:
     """Layout of a row from `(prefix length, [segment lengths])` of its groups, in row order.
 
-    A prefix is the prompt without its last token; a segment is that last token followed by a completion without its last,
-    so a segment is as long as its completion and every one of its positions is scored.
+    A prefix is the prompt without its last token; a segment is that last token followed by a completion without its
+    last, so a segment is as long as its completion and every one of its positions is scored.
     """
     prefixes = [prefix for prefix, _ in groups]
     prefix_length = max(prefixes)

@@ -1,14 +1,14 @@
 """Log-probabilities of completions under a model: packed (fast) and padded (the reference implementation).
 
-Both run TRL's fused LM head (`trl.trainer.utils.add_fused_lm_head`), which projects hidden states tile by tile and never holds
-`(N, vocab)` logits. A hook on the backbone keeps only the hidden states that are scored, so that the head never sees a
-prompt's positions, and leaves the kept ones where the exact KL can find them.
+Both run TRL's fused LM head (`trl.trainer.utils.add_fused_lm_head`), which projects hidden states tile by tile and
+never holds `(N, vocab)` logits. A hook on the backbone keeps only the hidden states that are scored, so that the head
+never sees a prompt's positions, and leaves the kept ones where the exact KL can find them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from trl.trainer.utils import add_fused_lm_head
 
 from ..attention import dummy_mask
+from ..objective import full_kl
 from .packing import PackedRow
 
 
@@ -61,12 +62,13 @@ class CompletionScorer:
         pad_token_id: int,
         device: torch.device,
     ) -> TokenScores:
-        """The same for `S` prompt-completion pairs as rows padded on the right: slow, and right for any architecture."""
+        """The same for `S` prompt-completion pairs as rows padded on the right: slow, right for any architecture."""
         pairs = list(zip(prompt_ids, completion_ids, strict=True))
         longest = max(len(prompt) + len(completion) for prompt, completion in pairs)
         ids = torch.full((len(pairs), longest), pad_token_id, dtype=torch.long)
         mask = torch.zeros(len(pairs), longest, dtype=torch.long)
-        scored, labels = [], []
+        scored: list[torch.Tensor] = []
+        labels: list[int] = []
         for i, (prompt, completion) in enumerate(pairs):
             total = len(prompt) + len(completion)
             ids[i, :total] = torch.tensor([*prompt, *completion])
@@ -117,6 +119,10 @@ class HeadSpec:
     logit_scale: float
     final_logit_softcapping: float | None
 
+    def detached(self) -> HeadSpec:
+        """The same values outside autograd, and still those after a snapshot's parameters are exchanged back."""
+        return replace(self, weight=self.weight.data, bias=None if self.bias is None else self.bias.data)
+
 
 def head_spec(base_model: PreTrainedModel) -> HeadSpec:
     """The LM head's parameters as they are now, and the transformations after it."""
@@ -133,6 +139,24 @@ def head_spec(base_model: PreTrainedModel) -> HeadSpec:
     head = base_model.get_output_embeddings()
     softcapping = getattr(config, "final_logit_softcapping", None)
     return HeadSpec(head.weight, getattr(head, "bias", None), scale, softcapping)
+
+
+def exact_kl(
+    scores: TokenScores, ref_hidden: torch.Tensor, head: HeadSpec, ref_head: HeadSpec, temperature: float
+) -> torch.Tensor:
+    """`(S, C)` KL of the whole distributions from the `(T, H)` hidden states of policy and reference; see `full_kl`."""
+    kl = full_kl(
+        scores.hidden,
+        ref_hidden,
+        head.weight,
+        head.bias,
+        ref_head_weight=ref_head.weight,
+        ref_head_bias=ref_head.bias,
+        temperature=temperature,
+        logit_scale=head.logit_scale,
+        final_logit_softcapping=head.final_logit_softcapping,
+    )
+    return unpack(kl, scores.mask.sum(dim=1))
 
 
 def completion_mask(lengths: torch.Tensor) -> torch.Tensor:

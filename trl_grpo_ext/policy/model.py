@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch
-from peft import PeftConfig, PeftModel, PromptLearningConfig, get_peft_model
+from peft import PeftConfig, PeftModel, PeftType, PromptLearningConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
@@ -26,18 +26,19 @@ def load_model(
         for name, value in (("quantization_config", quantization_config), ("model_init_kwargs", model_init_kwargs)):
             if value:
                 raise ValueError(
-                    f"{name} is set, but the model is already loaded, so it could have no effect. Load the model with it, or "
-                    "pass the model's id or path."
+                    f"{name} is set, but the model is already loaded, so it could have no effect. Load the model with "
+                    "it, or pass the model's id or path."
                 )
         return model
     kwargs = dict(model_init_kwargs)
     if quantization_config is not None:
         if "quantization_config" in kwargs:
             raise ValueError(
-                "quantization_config is set both as a trainer argument and in model_init_kwargs; keep the trainer's argument"
+                "quantization_config is set both as a trainer argument and in model_init_kwargs; keep the trainer's "
+                "argument"
             )
         kwargs["quantization_config"] = quantization_config
-    return cast(PreTrainedModel, create_model_from_path(model, **kwargs))
+    return create_model_from_path(model, **kwargs)
 
 
 def add_adapter(model: PreTrainedModel | PeftModel, peft_config: PeftConfig | None) -> PreTrainedModel | PeftModel:
@@ -54,20 +55,20 @@ def add_adapter(model: PreTrainedModel | PeftModel, peft_config: PeftConfig | No
             )
         if isinstance(model, PeftModel):
             raise ValueError(
-                "peft_config is set, but the model is a PeftModel already. Pass the PeftModel alone to go on training its "
-                "adapter, or merge it (merge_and_unload) and pass the result with the new peft_config."
+                "peft_config is set, but the model is a PeftModel already. Pass the PeftModel alone to go on training "
+                "its adapter, or merge it (merge_and_unload) and pass the result with the new peft_config."
             )
         model = cast(PeftModel, get_peft_model(model, peft_config))
     if isinstance(model, PeftModel):
         if isinstance(model.active_peft_config, PromptLearningConfig):
             raise ValueError(
-                f"peft_type={model.active_peft_config.peft_type.value} is prompt learning: its virtual tokens have no place in a "
-                "packed row. Use LoRA (peft.LoraConfig)."
+                f"peft_type={PeftType(model.active_peft_config.peft_type).value} is prompt learning: its virtual "
+                "tokens have no place in a packed row. Use LoRA (peft.LoraConfig)."
             )
         if isinstance(model.get_output_embeddings(), BaseTunerLayer):
             raise ValueError(
-                "target_modules includes the LM head: log-probabilities are computed from its weight directly, so an adapter on "
-                "it would never be trained. Remove it from target_modules."
+                "target_modules includes the LM head: log-probabilities are computed from its weight directly, so an "
+                "adapter on it would never be trained. Remove it from target_modules."
             )
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise ValueError(
@@ -98,7 +99,7 @@ def context_limit(model: PreTrainedModel) -> int | None:
 def no_gradient_loss(model: nn.Module) -> torch.Tensor:
     """0, with a gradient of zeros for every trainable parameter.
 
-    For a micro-batch without a token in the loss: an optimizer skips parameters whose gradient is None, but moves on those of
-    zero gradient (momentum, weight decay), which is what computing the zeros the long way would lead to.
+    For a micro-batch without a token in the loss: an optimizer skips parameters whose gradient is None, but moves on
+    those of zero gradient (momentum, weight decay), which is what computing the zeros the long way would lead to.
     """
     return torch.stack([p.flatten()[:1].sum() * 0.0 for p in model.parameters() if p.requires_grad]).sum()

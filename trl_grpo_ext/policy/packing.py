@@ -3,8 +3,8 @@
     prompt[:-1] | p_last c1[:-1] | p_last c2[:-1] | ... | next group's prompt[:-1] | ...
 
 Every completion's segment starts with its own copy of the prompt's last token, so inputs and targets align: segment i
-predicts exactly `c_i`; no position is scored twice and none of the prompt's is scored at all. Position ids run `0..P-2` for
-the prompt and from `P-1` for every segment.
+predicts exactly `c_i`; no position is scored twice and none of the prompt's is scored at all. Position ids run `0..P-2`
+for the prompt and from `P-1` for every segment.
 """
 
 from __future__ import annotations
@@ -48,12 +48,13 @@ def deal_rows(
     completion_lengths: Sequence[int],
     num_rows: int,
     row_budget: int,
+    row_fill: int | None = None,
 ) -> list[list[GroupPart]]:
     """Deal groups into exactly `num_rows` rows; empty rows, if any, come first.
 
     Rows are filled up to `row_budget` tokens, no more of them than needed, and balanced among each other: a full row is
-    faster than two halves. A group is split, its prefix repeated, only where its packed length is over the budget; a budget
-    that cannot hold what there is is stretched evenly, since the number of rows is the caller's.
+    faster than two halves. A group is split, its prefix repeated, only where its packed length is over the budget; a
+    budget that cannot hold what there is is stretched evenly, since the number of rows is the caller's.
     """
 
     def size(part: GroupPart) -> int:
@@ -62,7 +63,7 @@ def deal_rows(
     parts = [piece for group in groups for piece in _split(group, size, row_budget)]
     parts.sort(key=size, reverse=True)
     total = sum(size(part) for part in parts)
-    used = max(1, min(num_rows, len(parts), -(-total // max(1, row_budget))))
+    used = max(1, min(num_rows, len(parts), -(-total // max(1, row_fill or row_budget))))
     while True:
         rows: list[list[GroupPart]] = [[] for _ in range(used)]
         loads = [0] * used

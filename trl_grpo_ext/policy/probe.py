@@ -1,7 +1,7 @@
 """Can this model's prompts be shared? Found out by trying, not by a list of names.
 
-State-space layers, sliding windows, soft-capped attention, position schemes of their own: whether such a model can be packed is
-decided by comparing the fast path with the padded one on a small random group.
+State-space layers, sliding windows, soft-capped attention, position schemes of their own: whether such a model can be
+packed is decided by comparing the fast path with the padded one on a small random group.
 """
 
 from __future__ import annotations

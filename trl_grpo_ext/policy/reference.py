@@ -1,8 +1,8 @@
 """The reference policy, without a second copy of the base.
 
 - A fresh adapter starts at zero, so the reference is the base with the adapter switched off: free.
-- An adapter that was already trained (or that starts away from zero, as PiSSA does) is its own reference: a frozen snapshot of
-  the trainable parameters, one adapter in size, put in their place while the reference runs.
+- An adapter that was already trained (or that starts away from zero, as PiSSA does) is its own reference: a frozen
+  snapshot of the trainable parameters, one adapter in size, put in their place while the reference runs.
 - Full fine-tuning snapshots every parameter, which is what a second model would cost.
 
 A snapshot is never part of the model, so it is in no export.
@@ -72,7 +72,7 @@ def make_reference(model: nn.Module) -> AdapterOff | Snapshot:
 
 @torch.no_grad()
 def _adapter_is_zero(model: PeftModel) -> bool:
-    """Whether the adapter does nothing yet: every LoRA B is 0, and there is nothing else to train but what LoRA adds."""
+    """Whether the adapter does nothing yet: every LoRA B is 0, and nothing else is to train but what LoRA adds."""
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue

@@ -98,7 +98,8 @@ def _first_gold(row: tuple[Any, ...]) -> str | None:
                 f"a gold answer must be text or a number, got {type(value).__name__}: {value!r:.200}. "
                 f"Convert the column before training."
             )
-        gold = None if value is None else extract_gold(str(value))
+        missing = value is None or value != value  # NaN: how a table marks an empty cell
+        gold = None if missing else extract_gold(str(value))
         if gold is not None:
             return gold
     return None

@@ -36,10 +36,11 @@ def extract_gold(text: str) -> str | None:
     that never closes and for a plain text longer than `MAX_ANSWER_CHARS`.
     """
     text = last_answer_block(text) or text
-    answer = after_hashes(text)
-    if answer is None and re.search(r"\\boxed|\\fbox", text):
+    if "####" in text:
+        answer = after_hashes(text)
+    elif re.search(r"\\boxed|\\fbox", text):
         answer = last_boxed(text)
-    elif answer is None:
+    else:
         answer = text.strip()
     return answer if answer and len(answer) <= MAX_ANSWER_CHARS else None
 

@@ -2,8 +2,8 @@
 
 Prompts are prefilled as one packed row. Their keys and values stay where they are, `(P, kv_heads, P_max, D)`; what a
 completion adds goes to a buffer of its own, `(B, kv_heads, capacity, D)`, which grows in chunks. At every step the live
-completions of a group attend to their prompt together, as one matrix product, and each to its own tokens. A completion that
-ended is replaced by the last live one, so the buffers stay dense without being copied.
+completions of a group attend to their prompt together, as one matrix product, and each to its own tokens. A completion
+that ended is replaced by the last live one, so the buffers stay dense without being copied.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The randomness of rollouts: one counter-based stream of uniforms per completion.
 
-Keyed by `(seed, step, prompt index, completion index)`, so dropping finished rows, splitting a batch or adding processes
-never changes what noise a completion gets, and a step's rollouts can be drawn again exactly.
+Keyed by `(seed, step, prompt index, completion index)`, so dropping finished rows, splitting a batch or adding
+processes never changes what noise a completion gets, and a step's rollouts can be drawn again exactly.
 """
 
 from __future__ import annotations

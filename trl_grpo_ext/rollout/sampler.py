@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
+from peft import PeftModel
 from torch import nn
 from transformers import (
     GenerationConfig,
@@ -18,7 +19,7 @@ from transformers import (
 )
 
 from ..attention import use_group_attention
-from ..lora import fuse_lora
+from ..fused import fuse_layers
 from .decoder import SharedPromptDecoder
 from .noise import uniform_rows
 from .rollouts import Rollouts
@@ -39,12 +40,12 @@ class GroupSampler:
         texts = tokenizer.batch_decode(rollouts.completion_ids, skip_special_tokens=True)
 
     Args:
-        model: A `PreTrainedModel` or a `PeftModel` around one. A model on SDPA is switched to the package's attention function,
-            which is plain SDPA to everybody else.
+        model: A `PreTrainedModel` or a `PeftModel` around one. A model on SDPA is switched to the package's attention
+            function, which is plain SDPA to everybody else.
         tokenizer: For its EOS and padding ids. Every EOS id of the model's generation config ends a completion too.
         params: Default sampling parameters; `generate` can override each.
-        shared_prompts: False decodes with `model.generate`, one row per completion, for architectures that cannot share a
-            prompt's keys and values. The noise, and so the completions, are the same.
+        shared_prompts: False decodes with `model.generate`, one row per completion, for architectures that cannot share
+            a prompt's keys and values. The noise, and so the completions, are the same.
         max_rows: Completions decoded at once (None: all of a call). Splitting changes memory and speed, not results.
 
     Raises:
@@ -53,21 +54,20 @@ class GroupSampler:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: PreTrainedModel | PeftModel,
         tokenizer: PreTrainedTokenizerBase,
         params: SamplingParams | None = None,
         *,
         shared_prompts: bool = True,
         max_rows: int | None = None,
     ) -> None:
-        get_base_model = getattr(model, "get_base_model", None)
-        base: PreTrainedModel = get_base_model() if callable(get_base_model) else model  # type: ignore[assignment]
+        base = cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
         if shared_prompts and not use_group_attention(base):
             raise ValueError(
-                f"attn_implementation={base.config._attn_implementation!r}: sharing prompts needs 'sdpa'. Load the model with "
-                "attn_implementation='sdpa', or pass shared_prompts=False."
+                f"attn_implementation={base.config._attn_implementation!r}: sharing prompts needs 'sdpa'. Load the "
+                "model with attn_implementation='sdpa', or pass shared_prompts=False."
             )
-        fuse_lora(base)
+        fuse_layers(base)
         self.model = base
         self.params = params or SamplingParams()
         self.eos_token_ids = eos_token_ids(base, tokenizer)
@@ -194,7 +194,7 @@ class GroupSampler:
         )
         kept, self.model.generation_config = self.model.generation_config, config
         try:
-            output = self.model.generate(
+            output = cast(Any, self.model).generate(  # of GenerationMixin, which causal models have
                 input_ids=padded.to(self.model.device),
                 attention_mask=mask.to(self.model.device),
                 generation_config=config,
@@ -235,7 +235,7 @@ class _Draws(LogitsProcessor):
         self._sampler: TokenSampler | None = None
         self.logps: list[torch.Tensor] = []
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         if self._sampler is None:
             self._sampler = TokenSampler(self._params, self._noise, self._prompt_ids, scores.shape[-1])
         rows = torch.arange(len(scores), device=scores.device)
@@ -256,7 +256,7 @@ def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
         ids.insert(0, tokenizer.eos_token_id)
     if not ids:
         raise ValueError(
-            "eos_token=None: neither the tokenizer nor the model's generation config has an end-of-sequence token, so no "
-            "completion could end. Set tokenizer.eos_token."
+            "eos_token=None: neither the tokenizer nor the model's generation config has an end-of-sequence token, so "
+            "no completion could end. Set tokenizer.eos_token."
         )
     return ids

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
@@ -10,7 +11,7 @@ from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How completions are drawn; names, order of application and meaning are those of `transformers.GenerationConfig`."""
+    """How completions are drawn; names, order and meaning are those of `transformers.GenerationConfig`."""
 
     max_new_tokens: int = 512
     temperature: float = 1.0
@@ -58,7 +59,7 @@ class TokenSampler:
                 row[torch.tensor(ids, device=uniforms.device)] = True
 
     def draw(self, logits: torch.Tensor, rows: torch.Tensor, position: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens and their log-probabilities for completions `rows` (b,), from `logits` (b, V), at completion `position`.
+        """Tokens and their log-probabilities for completions `rows` (b,), from `logits` (b, V), at token `position`.
 
         The log-probability is that of the whole temperature-scaled distribution, before penalties and filters: what the
         objective calls `old_logps`.
@@ -90,7 +91,7 @@ class TokenSampler:
         scores = logits / self._params.temperature
         if self._params.suppress_tokens:
             scores[:, list(self._params.suppress_tokens)] = -torch.inf
-        no_ids = torch.empty(len(rows), 0, dtype=torch.long, device=rows.device)
+        no_ids = cast(torch.LongTensor, torch.empty(len(rows), 0, dtype=torch.long, device=rows.device))
         for warper in self._warpers:
             scores = warper(no_ids, scores)
         return scores
@@ -103,7 +104,8 @@ def _tempered(logits: torch.Tensor, temperature: float) -> torch.Tensor:
 def inverse_cdf(probs: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
     """The token whose slice of the cumulative distribution holds the uniform: `(b, V)`, `(b,)` in [0, 1) -> `(b,)`.
 
-    Summed in float64: at a vocabulary of 150,000 a float32 sum would shave the tail. Tokens of probability 0 are never drawn.
+    Summed in float64: at a vocabulary of 150,000 a float32 sum would shave the tail. Tokens of probability 0 are never
+    drawn.
     """
     cdf = probs.double().cumsum(dim=-1)
     total = cdf[:, -1:]

@@ -1,20 +1,26 @@
-"""LoRA layers in fewer passes over memory: `y = x W^T + b + s (x A^T) B^T`, accumulated in place.
+"""The same layers in fewer passes over memory.
 
-PEFT computes the branch, scales it and adds it, each of which reads and writes a whole activation; and asks some twenty
-questions in Python first. On a decode step of a few rows that is more time than the products themselves take. The values are
-the same up to the order of additions. Anything out of the ordinary (several adapters, DoRA, dropout, merged weights,
-quantized or cast layers, autocast) is PEFT's as before.
+LoRA: `y = x W^T + b + s (x A^T) B^T`, accumulated in place. PEFT computes the branch, scales it and adds it, each of
+which reads and writes a whole activation, and asks some twenty questions in Python first: on a decode step of a few
+rows that is more time than the branch's products take. Anything out of the ordinary (several adapters, DoRA, dropout,
+merged weights, quantized or cast layers, autocast) is PEFT's as before.
+
+`gelu_new` (GPT-2, Phi, ...): transformers writes the tanh approximation of GELU out as seven elementwise operations and
+keeps five activations for the backward; PyTorch has it as one function that keeps its input.
+
+Values are the same up to rounding. Nothing is merged, moved or saved differently.
 """
 
 from __future__ import annotations
 
 import types
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import nn
-from torch.nn.functional import linear
+from torch.nn.functional import gelu, linear
+from transformers.activations import NewGELUActivation
 
 
 class _LoraLinear(torch.autograd.Function):
@@ -69,16 +75,18 @@ def _fused_forward(self: LoraLinear, x: torch.Tensor, *args: Any, **kwargs: Any)
     if args or kwargs or self.disable_adapters or self.merged or len(adapters) != 1:
         return _peft_forward(self, x, *args, **kwargs)
     name = adapters[0]
-    base = self.base_layer
+    base = cast(nn.Linear, self.base_layer)
     if name not in self.lora_A or name in self.lora_variant or torch.is_autocast_enabled(x.device.type):
         return _peft_forward(self, x)
-    lora_a, lora_b, dropout = self.lora_A[name], self.lora_B[name], self.lora_dropout[name]
+    lora_a, lora_b = cast(nn.Linear, self.lora_A[name]), cast(nn.Linear, self.lora_B[name])
+    dropout = self.lora_dropout[name]
     weights = (base.weight, lora_a.weight, lora_b.weight)
     if (
         any(weight.dtype != x.dtype for weight in weights)
         or base.weight.requires_grad
-        or lora_b.bias is not None
-        or (self.training and not isinstance(dropout, nn.Identity) and dropout.p > 0)
+        or (base.bias is not None and base.bias.requires_grad)
+        or self.lora_bias[name]
+        or (self.training and not isinstance(dropout, nn.Identity) and cast(nn.Dropout, dropout).p > 0)
     ):
         return _peft_forward(self, x)
     if torch.is_grad_enabled():
@@ -92,8 +100,14 @@ def _peft_forward(module: LoraLinear, x: torch.Tensor, *args: Any, **kwargs: Any
     return out
 
 
-def fuse_lora(model: nn.Module) -> None:
-    """Let every plain LoRA layer over an `nn.Linear` in `model` compute in place. Idempotent; nothing is merged or moved."""
+def _fused_gelu(self: NewGELUActivation, x: torch.Tensor) -> torch.Tensor:
+    return gelu(x, approximate="tanh")
+
+
+def fuse_layers(model: nn.Module) -> None:
+    """Let the layers of `model` that this module knows compute in fewer passes. Idempotent."""
     for module in model.modules():
         if type(module) is LoraLinear and type(module.base_layer) is nn.Linear and not module.fan_in_fan_out:
-            module.forward = types.MethodType(_fused_forward, module)
+            module.forward = types.MethodType(_fused_forward, module)  # type: ignore[method-assign]
+        elif type(module) is NewGELUActivation:
+            module.forward = types.MethodType(_fused_gelu, module)  # type: ignore[method-assign]

@@ -1,0 +1,151 @@
+"""`recipes/gsm8k_lora.py` on the real GSM8K training questions, with a tiny random model; and its error messages."""
+
+from __future__ import annotations
+
+import gzip
+import importlib.util
+import json
+import math
+import os
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+ROOT = Path(__file__).resolve().parents[1]
+DATA = Path(os.environ.get("TRL_GRPO_EXT_DATA") or ROOT.parent / "shared" / "data")
+GSM8K = DATA / "gsm8k" / "train.jsonl.gz"
+CHAT_TEMPLATE = (
+    "{% for m in messages %}[{{ m.role }}]{{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def recipe() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("gsm8k_lora", ROOT / "recipes" / "gsm8k_lora.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random model of 30,000 weights and a byte-level tokenizer with a chat template."""
+    path = tmp_path_factory.mktemp("model")
+    tokens = ["<pad>", "<eos>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
+    fast.chat_template = CHAT_TEMPLATE
+    fast.save_pretrained(path)
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=len(tokens),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,  # the longest question has about 1,000 bytes, the system prompt 450
+        pad_token_id=0,
+        eos_token_id=1,
+    )
+    Qwen2ForCausalLM(config).save_pretrained(path)
+    return path
+
+
+def gsm8k_rows() -> list[dict[str, Any]]:
+    if not GSM8K.exists():
+        pytest.skip("gsm8k/train.jsonl.gz is not there: point TRL_GRPO_EXT_DATA to the folder of real datasets")
+    with gzip.open(GSM8K, "rt", encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def test_trains_on_the_real_questions(
+    recipe: ModuleType, chat_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    rows = gsm8k_rows()
+    asked: list[tuple[str, str, str]] = []
+
+    def accuracy_reward(prompts: list[Any], solution: list[str], **kwargs: Any) -> list[float]:
+        asked.extend(
+            (system["content"], user["content"], gold) for (system, user), gold in zip(prompts, solution, strict=True)
+        )
+        # A random model answers nothing; something has to differ within a group for there to be a gradient.
+        return [float(len(ids) + sum(ids) % 7) for ids in kwargs["completion_ids"]]
+
+    monkeypatch.setattr(recipe, "accuracy_reward", accuracy_reward)
+    output = tmp_path / "adapter"
+    trainer = recipe.main(
+        ["--model", str(chat_model), "--dataset", str(GSM8K), "--output-dir", str(output), "--max-steps", "3",
+         "--num-generations", "2", "--per-device-train-batch-size", "2", "--gradient-accumulation-steps", "2",
+         "--learning-rate", "1e-3", "--beta", "0.1", "--max-completion-length", "8", "--lora-r", "4"]
+    )  # fmt: skip
+
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert len(losses) == 3
+    assert all(math.isfinite(loss) for loss in losses)
+
+    golds = {row["question"]: row["final"] for row in rows}
+    assert len(trainer.train_dataset) == len(rows) == 7_473
+    assert len(asked) == 3 * 4  # steps, completions per step
+    assert len({question for _, question, _ in asked}) == 3 * 2
+    for system, question, gold in asked:
+        assert system == recipe.SYSTEM_PROMPT
+        assert golds[question] == gold
+
+    adapter = load_file(output / "adapter_model.safetensors")
+    assert all(tensor.isfinite().all() for tensor in adapter.values())
+    assert any(tensor.any() for name, tensor in adapter.items() if "lora_B" in name)  # zero before training
+    assert str(output) in capsys.readouterr().out
+
+
+def test_rows_become_prompts_and_golds(recipe: ModuleType, tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", [{"question": "1 + 1?", "answer": "It is\n#### 1,002 ", "id": 3}])
+    assert recipe.load_gsm8k(path)[:] == {
+        "prompt": [[{"role": "system", "content": recipe.SYSTEM_PROMPT}, {"role": "user", "content": "1 + 1?"}]],
+        "solution": ["1,002"],
+    }
+
+
+def test_bad_paths_are_named_before_anything_is_loaded(
+    recipe: ModuleType, chat_model: Path, tmp_path: Path, capsys: Any
+) -> None:
+    dataset = write_rows(tmp_path / "rows.jsonl", [{"question": "1 + 1?", "answer": "#### 2"}])
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "rows.txt").write_text("", encoding="utf-8")
+    cases = {
+        "rows_missing.jsonl: no such file": ["--dataset", "rows_missing.jsonl"],
+        "nowhere: no such file": ["--dataset", str(tmp_path / "nowhere")],
+        "rows.txt: a local file must end in": ["--dataset", str(tmp_path / "rows.txt")],
+        "nothing: no such folder": ["--dataset", dataset, "--model", str(tmp_path / "nothing")],
+        "holds no config.json": ["--dataset", dataset, "--model", str(tmp_path / "empty")],
+    }
+    for said, arguments in cases.items():
+        with pytest.raises(SystemExit):
+            recipe.main(arguments)
+        assert said in capsys.readouterr().err
+
+
+def test_bad_rows_are_named(recipe: ModuleType, tmp_path: Path) -> None:
+    columns = write_rows(tmp_path / "columns.jsonl", [{"problem": "1 + 1?", "answer": "#### 2"}])
+    with pytest.raises(ValueError, match=r"no column \['question'\].*\['problem', 'answer'\]"):
+        recipe.main(["--model", "no/such-model", "--dataset", columns, "--output-dir", str(tmp_path / "out")])
+    unmarked = write_rows(
+        tmp_path / "unmarked.jsonl", [{"question": "a", "answer": "#### 2"}, {"question": "b", "answer": "2"}]
+    )
+    with pytest.raises(ValueError, match=r"row 1 of the dataset has no gold answer.*'2'"):
+        recipe.main(["--model", "no/such-model", "--dataset", unmarked, "--output-dir", str(tmp_path / "out")])
