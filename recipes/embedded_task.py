@@ -24,7 +24,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 DIGITS = 3
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
-FORGETFULNESS = 0.6  # share of the warm-up's additions in which the pupil forgets the carries
+FORGETFULNESS = 0.75  # share of the warm-up's additions in which the pupil forgets the carries
 MAX_COMPLETION_LENGTH = 40  # tokens; a worked addition has at most 35
 
 Row = dict[str, str]

@@ -101,11 +101,13 @@ HOSTILE = {
     "product": r"\prod_{k=1}^{1000000} k",
     "binomial": r"\binom{1000000000}{500000000}",
     "exp": r"\exp(10^{9999})",
+    "flat functions": r"\sin(x)\cos(2x)\tan(3x)\sin(4x)\cos(5x)\tan(6x)\sin(7x)",
     "functions": r"\sin(\cos(\tan(" * 4 + "x" + ")))" * 4,
 }
 # Those that math-verify itself takes for ever or for long over, so that only the guard can stop them in a thread.
 MUST_BE_REFUSED = ["tower", "plain tower", "python tower", "factorial", "power", "power of powers", "expansion",
-                   "polynomial", "product", "binomial", "exp", "functions"]  # fmt: skip
+                   "polynomial", "product", "binomial", "exp",
+                   "functions", "flat functions"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", HOSTILE)
