@@ -44,6 +44,12 @@ def worked_addition(a: int, b: int, *, carries: bool = True) -> str:
     return f"<think>{' '.join(columns)}</think><answer>{''.join(answer)}</answer>"
 
 
+def operands(prompt: str) -> tuple[int, int]:
+    """The two numbers that a prompt asks to add."""
+    a, b = prompt.rstrip("=").split("+")
+    return int(a), int(b)
+
+
 @dataclass(frozen=True, slots=True)
 class Splits:
     """Rows with `prompt`, `solution` and, in `warm_up`, `completion`. No two rows of any split add the same numbers."""
@@ -67,7 +73,7 @@ def make_splits(
     rows = iter(problems.values())
     splits = [[next(rows) for _ in range(size)] for size in (held_out, validation, practice, warm_up)]
     for row in splits[3]:
-        a, b = map(int, row["prompt"].rstrip("=").split("+"))
+        a, b = operands(row["prompt"])
         row["completion"] = worked_addition(a, b, carries=rng.random() >= FORGETFULNESS)
     return Splits(held_out=splits[0], validation=splits[1], practice=splits[2], warm_up=splits[3])
 

@@ -44,6 +44,11 @@ class GRPOConfig(_BaseConfig):
     ]
 
     # Defaults that differ from those of TrainingArguments
+    bf16: bool | None = _help(
+        "Whether to use bfloat16 mixed precision. If unset, on where a CUDA device computes it natively and neither "
+        "`fp16` nor `use_cpu` is set.",
+        None,
+    )
     learning_rate: float = _help("The initial learning rate for AdamW.", 1e-6)
     logging_nan_inf_filter: bool = _help("Whether to leave NaN and infinite losses out of the logged loss.", False)
     remove_unused_columns: bool = _help("Must stay off: reward functions receive the dataset's columns.", False)
@@ -124,7 +129,7 @@ class GRPOConfig(_BaseConfig):
     loss_type: str = _help(
         "How token losses are aggregated. 'grpo': mean over each completion, then over completions. 'dr_grpo': sum "
         "over a constant, max_completion_length (arXiv:2503.20783). 'dapo': mean over the tokens of the whole step "
-        "(arXiv:2503.14476). 'bnpo': mean over the tokens of the local micro-batch.",
+        "(arXiv:2503.14476). 'bnpo': the same, over the tokens of this process only.",
         "dapo",
     )
     mask_truncated_completions: bool = _help(

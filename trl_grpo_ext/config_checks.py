@@ -60,7 +60,7 @@ def value_problems(config: GRPOConfig) -> list[str]:
 
 def settled_problems(config: GRPOConfig) -> list[str]:
     """Checks that need `TrainingArguments.__post_init__`: JSON strings are dicts, the processes are counted."""
-    problems = [*_dicts(config), *_generation_kwargs(config), *_data_parallel(config)]
+    problems = [*_dicts(config), *_generation_kwargs(config), *_data_parallel(config), *_best_metric(config)]
     for fields, check in _BATCH_CHECKS:
         # A batch of -1, or a group of 0, is reported by its own rule; here it would only add noise.
         if all(RULE_OF[field].problem(getattr(config, field)) is None for field in fields):
@@ -147,6 +147,15 @@ def _data_parallel(config: GRPOConfig) -> Iterator[str]:
         yield (
             f"n_gpu={config.n_gpu} devices in one process must not be: torch.nn.DataParallel would cut the packed rows "
             f"apart. Set CUDA_VISIBLE_DEVICES to one device. {DDP}."
+        )
+
+
+def _best_metric(config: GRPOConfig) -> Iterator[str]:
+    # TrainingArguments fills "loss" in where one is needed; an evaluation here samples and scores, and has no loss
+    if config.metric_for_best_model in ("loss", "eval_loss"):
+        yield (
+            f"metric_for_best_model={config.metric_for_best_model!r} (the default, where one is needed) must be a metric "
+            "of an evaluation, and there is no loss among them. Set metric_for_best_model='eval_reward'."
         )
 
 

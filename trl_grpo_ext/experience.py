@@ -10,9 +10,8 @@ import torch
 
 from .policy.packing import GroupPart, PackedRow, deal_rows, pack_row
 
-# Tokens of a packed row, as a share of what the padded micro-batch it stands for would hold
-import os
-ROW_SHARE = float(os.environ.get("ROW_SHARE","1"))
+# Tokens from which on a longer row is no faster: matrix products are at full speed, and memory only grows
+ROW_FILL = 1024
 
 
 @dataclass(slots=True)
@@ -119,11 +118,13 @@ class StepBatch:
             pieces = [list(chosen[start : start + size]) for start in range(0, len(chosen), size)]
             batches: list[MicroBatch | None] = [self._micro_batch(piece, None, budget, device) for piece in pieces]
             return [None] * (num - len(batches)) + batches
-        rows = deal_rows(parts, prompt_lengths, lengths, num, budget, int(ROW_SHARE * budget))
+        rows = deal_rows(parts, prompt_lengths, lengths, num, budget, min(budget, ROW_FILL))
         packed_rows = [pack_row(row, self.prompt_ids, self.completion_ids, device) if row else None for row in rows]
         return [None if row is None else self._micro_batch(row.completions, row, budget, device) for row in packed_rows]
 
-    def _micro_batch(self, indices: Sequence[int], row: PackedRow | None, budget: int, device: torch.device) -> MicroBatch:
+    def _micro_batch(
+        self, indices: Sequence[int], row: PackedRow | None, padded_tokens: int, device: torch.device
+    ) -> MicroBatch:
         def padded(values: list[torch.Tensor]) -> torch.Tensor:
             return torch.nn.utils.rnn.pad_sequence([values[i] for i in indices], batch_first=True).to(device)
 
@@ -135,7 +136,7 @@ class StepBatch:
             prompt_ids=[self.prompt_ids[self.prompt_of[i]] for i in indices],
             completion_ids=[self.completion_ids[i] for i in indices],
             row=row,
-            padded_tokens=budget,
+            padded_tokens=padded_tokens,
             advantages=tensor(self.advantages),
             old_logps=padded(self.old_logps),
             fresh=tensor(self.fresh),

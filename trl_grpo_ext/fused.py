@@ -8,6 +8,8 @@ merged weights, quantized or cast layers, autocast) is PEFT's as before.
 `gelu_new` (GPT-2, Phi, ...): transformers writes the tanh approximation of GELU out as seven elementwise operations and
 keeps five activations for the backward; PyTorch has it as one function that keeps its input.
 
+Decode steps of few rows on a CPU: `W x^T` instead of `x W^T` (`_THIN_ROWS`).
+
 Values are the same up to rounding. Nothing is merged, moved or saved differently.
 """
 
@@ -19,8 +21,13 @@ from typing import Any, cast
 import torch
 from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import nn
-from torch.nn.functional import gelu, linear
+from torch.nn.functional import gelu, linear, pad
 from transformers.activations import NewGELUActivation
+
+# Decode steps of up to so many rows run as `W x^T` on a CPU, which MKL does faster than `x W^T`: for 24 rows and 100 MB of
+# weights on two cores 17 ms against 21, for 48 rows 24 against 35, for 2 rows 7 against 14. Above 8 rows it is fast for
+# multiples of 8 only, so rows are padded to one.
+_THIN_ROWS = 96
 
 
 class _LoraLinear(torch.autograd.Function):
@@ -70,6 +77,34 @@ def _forward(
     return out.view(*x.shape[:-1], -1), low
 
 
+def _is_thin(x: torch.Tensor) -> bool:
+    return x.device.type == "cpu" and x.numel() <= _THIN_ROWS * x.shape[-1] and not torch.is_grad_enabled()
+
+
+def _thin_linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    *low_rank: tuple[torch.Tensor, torch.Tensor, float],
+) -> torch.Tensor:
+    """`linear`, and `low_rank` (A, B, scaling) branches, as weight times activations, for few rows."""
+    rows = x.reshape(-1, x.shape[-1]).contiguous()  # MKL is slow where the columns are not
+    count = len(rows)
+    # A single column would be a matrix-vector product, which reads the weights at half the speed
+    padded = 2 if count == 1 else count if count <= 8 else -(-count // 8) * 8
+    columns = (rows if padded == count else pad(rows, (0, 0, 0, padded - count))).t()  # (in, n)
+    out = weight @ columns if bias is None else torch.addmm(bias[:, None], weight, columns)  # (out, n)
+    for lora_a, lora_b, scaling in low_rank:
+        out.addmm_(lora_b, lora_a @ columns, alpha=scaling)
+    return out.t()[:count].contiguous().view(*x.shape[:-1], -1)
+
+
+def _fused_linear(self: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    if _is_thin(x) and x.dtype == self.weight.dtype and not torch.is_autocast_enabled("cpu"):
+        return _thin_linear(x, self.weight, self.bias)
+    return linear(x, self.weight, self.bias)
+
+
 def _fused_forward(self: LoraLinear, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
     adapters = self.active_adapters
     if args or kwargs or self.disable_adapters or self.merged or len(adapters) != 1:
@@ -92,6 +127,8 @@ def _fused_forward(self: LoraLinear, x: torch.Tensor, *args: Any, **kwargs: Any)
     if torch.is_grad_enabled():
         out: torch.Tensor = _LoraLinear.apply(x, weights[0], base.bias, weights[1], weights[2], self.scaling[name])
         return out
+    if _is_thin(x):
+        return _thin_linear(x, weights[0], base.bias, (weights[1], weights[2], self.scaling[name]))
     return _forward(x, weights[0], base.bias, weights[1], weights[2], self.scaling[name])[0]
 
 
@@ -111,3 +148,5 @@ def fuse_layers(model: nn.Module) -> None:
             module.forward = types.MethodType(_fused_forward, module)  # type: ignore[method-assign]
         elif type(module) is NewGELUActivation:
             module.forward = types.MethodType(_fused_gelu, module)  # type: ignore[method-assign]
+        elif type(module) is nn.Linear and "forward" not in module.__dict__:
+            module.forward = types.MethodType(_fused_linear, module)  # type: ignore[method-assign]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import nn
 from transformers import TrainerState
 
 from .config import GRPOConfig
-from .data import PromptEncoder, batched
+from .data import PromptEncoder, batched, check_columns
 from .experience import Experience, MicroBatch, StepBatch
 from .metrics import CompletionLog, MetricLog, StepClock, length_metrics, reward_metrics
 from .objective import AGGREGATORS, kl_penalised_rewards
@@ -110,7 +110,7 @@ class ExperienceMaker:
         rollouts = scored.rollouts
         clock.spend("rollout", scored.seconds["rollout"])
         clock.spend("reward", scored.seconds["reward"])
-        state.num_input_tokens_seen += self.record(scored, metrics)
+        state.num_input_tokens_seen += self.record([scored], metrics)
         metrics.latest("num_tokens", state.num_input_tokens_seen)
 
         kept = [reason == "eos" or not self.args.mask_truncated_completions for reason in rollouts.finish_reasons]
@@ -146,32 +146,34 @@ class ExperienceMaker:
 
     def evaluate(self, data: Dataset | IterableDataset, state: TrainerState, metrics: MetricLog) -> int:
         """Log lengths and rewards of held-out prompts' completions, each process taking its share; how many prompts."""
+        check_columns(data, "eval_dataset")
         generations = self.args.num_generations_eval or self.args.num_generations
         per_process = max(1, self.args.per_device_eval_batch_size // generations)
         processes, rank = self.accelerator.num_processes, self.accelerator.process_index
+        scored: list[Scored] = []
         count = 0
         for rows in batched(data, per_process * processes):
             own = rows[rank * per_process : (rank + 1) * per_process]
-            first = count + rank * per_process
-            scored = None
             if own:
+                first = count + rank * per_process
                 # The same noise at every evaluation, whatever the step
-                scored = self.roll_out(own, generations, state=state, noise_step=0, first_prompt_index=first)
-            self.record(scored, metrics)
+                scored.append(self.roll_out(own, generations, state=state, noise_step=0, first_prompt_index=first))
             count += len(rows)
+        # Once, so that every completion weighs the same: a mean over batches would favour those of the last, short one
+        self.record(scored, metrics)
         return count
 
-    def record(self, scored: Scored | None, metrics: MetricLog) -> int:
+    def record(self, batches: Sequence[Scored], metrics: MetricLog) -> int:
         """Log lengths and rewards of all processes' completions; tokens of prompts and completions together.
 
-        A process that has nothing takes part with None.
+        A process that has nothing takes part with an empty list.
         """
         own: list[tuple[int, int, bool, list[float]]] = []
-        if scored is not None:
+        for scored in batches:
             rollouts = scored.rollouts
             prompt_lengths = [len(ids) for ids in rollouts.prompt_ids for _ in range(rollouts.num_generations)]
             ended = [reason == "eos" for reason in rollouts.finish_reasons]
-            own = list(zip(prompt_lengths, rollouts.lengths, ended, scored.rewards.tolist(), strict=True))
+            own += zip(prompt_lengths, rollouts.lengths, ended, scored.rewards.tolist(), strict=True)
         everyone = gather_object(own)
         prompts, lengths, stops, rewards = zip(*everyone, strict=True)
         for name, value in length_metrics(torch.tensor(lengths), torch.tensor(stops)).items():

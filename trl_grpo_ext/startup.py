@@ -178,6 +178,7 @@ def make_rewards(
         processing_classes=processing_classes,
         chat_template_kwargs=as_dict(args.chat_template_kwargs),
         device=args.device,
+        trust_remote_code=args.trust_remote_code,
     )
     return scorer, reward_weights(args.reward_weights, scorer.names)
 
@@ -214,4 +215,10 @@ def group_order(args: GRPOConfig) -> dict[str, Any]:
 def grouped_stream(data: IterableDataset, args: GRPOConfig) -> IterableDataset:
     """A stream in the order of `GroupOrder`. Its rows are not tensors, so every process reads its own."""
     cast(AcceleratorConfig, args.accelerator_config).dispatch_batches = False
+    if args.dataloader_num_workers:
+        logger.warning(
+            f"dataloader_num_workers={args.dataloader_num_workers} is set to 0: several workers would take turns "
+            "within a stream's groups and mix them up."
+        )
+        args.dataloader_num_workers = 0
     return repeat_stream(data, **group_order(args))

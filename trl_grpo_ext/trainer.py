@@ -156,8 +156,7 @@ class GRPOTrainer(_BaseTrainer):
         self._reference = make_reference(self.model) if args.beta else None
         self._recompute: RecomputeBudget | None = None
         if self._packed and is_default_checkpointing(args):
-            import os
-            self._recompute = RecomputeBudget(self.model, base, self._scorer, float(os.environ.get("SHARE", "0.5")))
+            self._recompute = RecomputeBudget(self.model, base, self._scorer)
         self._completion_log = CompletionLog(str(args.output_dir), args.num_completions_to_print)
         self._maker = ExperienceMaker(
             args=args,
@@ -228,7 +227,7 @@ class GRPOTrainer(_BaseTrainer):
         if batch is None:
             return no_gradient_loss(model)
         if self._recompute is not None and batch.row is not None:
-            k=self._recompute.apply(batch.row.layout.num_tokens, batch.padded_tokens); self._metrics["train"].record("layers_kept", k); self._metrics["train"].record("rowtok", batch.row.layout.num_tokens)
+            self._recompute.apply(batch.row.layout.num_tokens, batch.padded_tokens)
         scores = self._scores(model, batch)
         exact_kl = self._loss_beta != 0 and self.args.kl_estimator == "full"
         mask = scores.mask & batch.in_loss[:, None]

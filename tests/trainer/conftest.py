@@ -17,7 +17,20 @@ from trl_grpo_ext import GRPOConfig, GRPOTrainer
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 # No two of them equally long, so that no padding or position can be right by accident
-PROMPTS = ["ab", "question", "cde?", "x", "forty two", "hi you", "why", "a longer one", "fghij", "seven!!", "0", "mn=op"]
+PROMPTS = [
+    "ab",
+    "question",
+    "cde?",
+    "x",
+    "forty two",
+    "hi you",
+    "why",
+    "a longer one",
+    "fghij",
+    "seven!!",
+    "0",
+    "mn=op",
+]
 
 SETTINGS: dict[str, Any] = {
     "use_cpu": True,

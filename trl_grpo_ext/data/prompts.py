@@ -14,8 +14,10 @@ from trl.data_utils import is_conversational
 
 Prompt = str | list[dict[str, Any]]
 
-# A reasoning block that the prompt opened and left open: the model's completion starts inside it
-_OPEN_THINK = re.compile(r"<think>(?:(?!</think>).)*\Z", re.DOTALL)
+# A reasoning block that was opened last thing: the model's completion starts inside it. Instructions speak of `<think>`
+# too, so it counts only at the very end, except in a message that is continued: all of that is the model's own.
+_OPENED_AT_END = re.compile(r"<think>\s*\Z")
+_OPENED_IN_MESSAGE = re.compile(r"<think>(?:(?!</think>).)*\Z", re.DOTALL)
 # Room for what a chat template writes around the messages, when prompts are screened by their length in bytes
 _TEMPLATE_BYTES = 1024
 
@@ -57,8 +59,10 @@ class PromptEncoder:
         """Token ids of one prompt. Special tokens are added to plain text only: a chat template writes its own."""
         text = self.text(prompt)
         ids = self._tokenizer(text, add_special_tokens=isinstance(prompt, str))["input_ids"]
-        opened = _OPEN_THINK.search(text)
-        return EncodedPrompt(list(ids), opened.group() if opened and not text[opened.end() :].strip() else "")
+        opened = _OPENED_AT_END.search(text)
+        if opened is None and not isinstance(prompt, str) and prompt[-1]["role"] == "assistant":
+            opened = _OPENED_IN_MESSAGE.search(_texts(prompt[-1:])[0])
+        return EncodedPrompt(list(ids), opened.group() if opened else "")
 
     def completions(
         self, prompts: Sequence[Prompt], prefills: Sequence[str], completion_ids: Sequence[Sequence[int]]

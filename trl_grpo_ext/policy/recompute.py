@@ -30,7 +30,9 @@ class RecomputeBudget:
     `k` is the largest for which that is within `share` of the former.
     """
 
-    def __init__(self, model: nn.Module, base_model: PreTrainedModel, scorer: CompletionScorer, share: float) -> None:
+    def __init__(
+        self, model: nn.Module, base_model: PreTrainedModel, scorer: CompletionScorer, share: float = 1.0
+    ) -> None:
         self._layers = [module for module in base_model.modules() if isinstance(module, GradientCheckpointingLayer)]
         self._share = share
         config = base_model.config.get_text_config()

@@ -72,13 +72,16 @@ def make_reference(model: nn.Module) -> AdapterOff | Snapshot:
 
 @torch.no_grad()
 def _adapter_is_zero(model: PeftModel) -> bool:
-    """Whether the adapter does nothing yet: every LoRA B is 0, and nothing else is to train but what LoRA adds."""
+    """Whether the adapter does nothing yet: every LoRA B is 0, and nothing else is to train but what LoRA adds.
+
+    Of an embedding's pair, PEFT starts A at 0 and draws B.
+    """
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        if "lora_B" in name or "lora_embedding_B" in name:
+        if "lora_B" in name or "lora_embedding_A" in name:
             if bool(parameter.any()):
                 return False
-        elif "lora_A" not in name and "lora_embedding_A" not in name:
+        elif "lora_A" not in name and "lora_embedding_B" not in name:
             return False
     return True

@@ -14,7 +14,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import PreTrainedModel
 
-from ..attention import dummy_mask
+from ..attention import UnsupportedAttention, dummy_mask
 
 _CHUNK = 64  # tokens by which the buffers grow
 _PREFILL_TOKENS = 16_384  # tokens of prompts read in one forward pass
@@ -43,6 +43,11 @@ class _Prefill:
         dropout: float,
     ) -> torch.Tensor:
         """`(1, heads, N, D)` -> `(1, N, heads, D)`."""
+        if layer_idx in self.keys:
+            raise UnsupportedAttention(
+                f"attention is called more than once with layer_idx={layer_idx}: there is no one set of keys and "
+                "values to share. Pass shared_prompts=False (in the trainer: attention_packing='off')."
+            )
 
         def rows(x: torch.Tensor) -> torch.Tensor:  # (1, h, N, D) -> (P, h, L, D)
             return x[0].index_select(1, self.padded).unflatten(1, self.shape).transpose(0, 1).contiguous()
@@ -77,7 +82,7 @@ class SharedPromptDecoder:
         self._arrange()
 
     def _prefill(self, prompt_ids: Sequence[Sequence[int]], lengths: Sequence[int]) -> torch.Tensor:
-        longest = max(lengths)
+        longest = self._longest = max(lengths)
         self._prefix_keys: dict[int, torch.Tensor] = {}
         self._prefix_values: dict[int, torch.Tensor] = {}
         parts, logits = [], []
@@ -179,14 +184,24 @@ class SharedPromptDecoder:
         rows = torch.zeros(prompts * width, dtype=torch.long)
         rows[place] = torch.arange(len(place))
         self._shape = (prompts, width)
-        self._to_groups = rows.to(self._device)  # (prompts * width,) -> live slot (0 where there is none)
-        self._to_slots = place.to(self._device)  # (b,) -> place among the groups
-        longest = int(self._prompt_lengths.max())
-        self._longest = longest
+        self._rows_of_groups = rows.view(prompts, 1, width)  # live slot (0 where there is none)
+        self._place = (self._group, rank)  # of each live slot: its prompt slot, and where in the group's row
+        self._index: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._prefix_mask: torch.Tensor | None = None
-        if int(self._prompt_lengths.min()) < longest:
-            hidden = torch.arange(longest)[None] >= self._prompt_lengths[:, None]
-            self._prefix_mask = hidden[self._group][:, None, None].to(self._device)  # (b, 1, 1, L)
+        if int(self._prompt_lengths.min()) < self._longest:
+            hidden = torch.arange(self._longest)[None] >= self._prompt_lengths[:, None]
+            self._prefix_mask = hidden[self._group][:, None].to(self._device)  # (b, 1, L)
+
+    def _group_index(self, kv_heads: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Index from `(b, kv)` to `(prompts, kv, width)` rows of queries, and back, both flattened."""
+        if kv_heads not in self._index:
+            width = self._shape[1]
+            head = torch.arange(kv_heads)
+            to_groups = self._rows_of_groups * kv_heads + head[None, :, None]
+            group, rank = self._place
+            to_slots = (group[:, None] * kv_heads + head) * width + rank[:, None]
+            self._index[kv_heads] = (to_groups.flatten().to(self._device), to_slots.flatten().to(self._device))
+        return self._index[kv_heads]
 
     def attend(
         self,
@@ -201,32 +216,31 @@ class SharedPromptDecoder:
         """One decode step, `(b, heads, 1, D)` -> `(b, 1, heads, D)`."""
         del dropout
         count, heads, _, depth = query.shape
-        own_k, own_v = self._append(layer_idx, key, value)  # (b, kv, c, D)
         kv_heads = key.shape[1]
         repeats = heads // kv_heads
+        own_k, own_v = self._append(layer_idx, key, value)  # (b * kv, c, D)
         prompts, width = self._shape
-        prefix_k = self._prefix_keys[layer_idx][:, :, : self._longest]
-        prefix_v = self._prefix_values[layer_idx][:, :, : self._longest]
+        prefix_k = self._prefix_keys[layer_idx].flatten(0, 1)  # (prompts * kv, L, D)
+        prefix_v = self._prefix_values[layer_idx].flatten(0, 1)
+        to_groups, to_slots = self._group_index(kv_heads)
+        q = (query * scaling).reshape(count * kv_heads, repeats, depth)
 
-        def to_groups(x: torch.Tensor) -> torch.Tensor:  # (b, kv, r, F) -> (prompts, kv, width * r, F)
-            x = x.index_select(0, self._to_groups).view(prompts, width, kv_heads, repeats, -1)
-            return x.transpose(1, 2).reshape(prompts, kv_heads, width * repeats, -1)
-
-        def to_slots(x: torch.Tensor) -> torch.Tensor:  # the inverse
-            x = x.view(prompts, kv_heads, width, -1).transpose(1, 2).reshape(prompts * width, kv_heads, repeats, -1)
-            return x.index_select(0, self._to_slots)
-
-        q = (query * scaling).view(count, kv_heads, repeats, depth)
-        prefix_scores = to_slots(to_groups(q) @ prefix_k.transpose(2, 3))  # (b, kv, r, L)
+        grouped = q.index_select(0, to_groups).view(prompts * kv_heads, width * repeats, depth)
+        prefix_scores = torch.bmm(grouped, prefix_k.transpose(1, 2))
+        prefix_scores = prefix_scores.view(-1, repeats, self._longest).index_select(0, to_slots)  # (b * kv, r, L)
         if self._prefix_mask is not None:
-            prefix_scores = prefix_scores.masked_fill(self._prefix_mask, -torch.inf)
-        scores = torch.cat([prefix_scores, q @ own_k.transpose(2, 3)], dim=-1)
+            hidden = self._prefix_mask if kv_heads == 1 else self._prefix_mask.repeat_interleave(kv_heads, 0)
+            prefix_scores.masked_fill_(hidden, -torch.inf)
+        scores = torch.cat([prefix_scores, torch.bmm(q, own_k.transpose(1, 2))], dim=-1)
         weights = scores.softmax(dim=-1, dtype=torch.float32).to(value.dtype)
-        out = weights[..., self._longest :] @ own_v
-        out += to_slots(to_groups(weights[..., : self._longest]) @ prefix_v)
-        return out.view(count, 1, heads, depth)
+
+        grouped = weights[..., : self._longest].index_select(0, to_groups)
+        out = torch.bmm(grouped.view(prompts * kv_heads, width * repeats, self._longest), prefix_v)
+        out = out.view(-1, repeats, depth).index_select(0, to_slots)
+        return torch.baddbmm(out, weights[..., self._longest :], own_v).view(count, 1, heads, depth)
 
     def _append(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write the new token, `(b, kv, 1, D)` each, and return all of the completions' own, `(b * kv, c, D)`."""
         end = self._position + 1
         views = []
         for store, new in ((self._own_keys, key), (self._own_values, value)):
@@ -237,6 +251,6 @@ class SharedPromptDecoder:
                 if buffer is not None:
                     grown[:, :, : self._position] = buffer[:, :, : self._position]
                 store[layer] = buffer = grown
-            buffer[:, :, self._position] = new[:, :, 0]
-            views.append(buffer[:, :, :end])
+            buffer.select(2, self._position).copy_(new.select(2, 0))
+            views.append(buffer.flatten(0, 1)[:, :end])
         return views[0], views[1]

@@ -101,6 +101,7 @@ class GroupSampler:
 
         Raises:
             ValueError: for no prompts, an empty prompt, `num_generations` below 1 or a bad sampling parameter.
+            FloatingPointError: if the model's logits are NaN: its weights have diverged, or overflowed.
         """
         params = replace(self.params, **overrides)
         if num_generations < 1:
@@ -124,6 +125,13 @@ class GroupSampler:
                 part_completions, part_logps = decode(part, num_generations, params, noise)
                 completions += part_completions
                 logps += part_logps.unbind()
+        diverged = [i // num_generations for i, row in enumerate(logps) if bool(row.isnan().any())]
+        if diverged:
+            raise FloatingPointError(
+                f"the model's logits are NaN for {len(diverged)} of {len(completions)} completions, the first of prompt "
+                f"{diverged[0]}: its weights have diverged or overflowed, and nothing can be sampled. Lower the learning "
+                "rate, clip gradients (max_grad_norm), or use bfloat16 instead of float16."
+            )
         eos = set(self.eos_token_ids)
         return Rollouts(
             prompt_ids=prompts,

@@ -105,9 +105,9 @@ def inverse_cdf(probs: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
     """The token whose slice of the cumulative distribution holds the uniform: `(b, V)`, `(b,)` in [0, 1) -> `(b,)`.
 
     Summed in float64: at a vocabulary of 150,000 a float32 sum would shave the tail. Tokens of probability 0 are never
-    drawn.
+    drawn. NaN gives the last token, which keeps the index valid: `GroupSampler` refuses the NaN when all is drawn.
     """
-    cdf = probs.double().cumsum(dim=-1)
+    cdf = probs.cumsum(dim=-1, dtype=torch.float64)
     total = cdf[:, -1:]
     target = torch.minimum(uniforms[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cdf, target, right=True)[:, 0]
+    return torch.searchsorted(cdf, target, right=True)[:, 0].clamp(max=probs.shape[-1] - 1)

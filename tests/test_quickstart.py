@@ -1,0 +1,153 @@
+"""The quickstart: its embedded task, in parts, and the whole recipe as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from recipes.embedded_task import (
+    FORGETFULNESS,
+    MAX_COMPLETION_LENGTH,
+    TAGS,
+    make_model,
+    make_splits,
+    make_tokenizer,
+    operands,
+    worked_addition,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "carries", "completion"),
+    [
+        # 5+6 = 11, carry 1; 7+8+1 = 16, carry 1; 4+3+1 = 8: 861
+        (475, 386, True, "<think>5+6+0=11 7+8+1=16 4+3+1=8</think><answer>861</answer>"),
+        # forgotten: 11 -> 1; 7+8 = 15 -> 5; 4+3 = 7: 751
+        (475, 386, False, "<think>5+6+0=11 7+8+0=15 4+3+0=7</think><answer>751</answer>"),
+        # the last column keeps both digits: 4+3 = 7, 2+1 = 3, 9+8 = 17: 1737
+        (924, 813, True, "<think>4+3+0=7 2+1+0=3 9+8+0=17</think><answer>1737</answer>"),
+        # a zero in front stays a digit: 0+5 = 5, 0+9 = 9, 1+9 = 10: 1095
+        (100, 995, True, "<think>0+5+0=5 0+9+0=9 1+9+0=10</think><answer>1095</answer>"),
+    ],
+)
+def test_worked_addition(a: int, b: int, carries: bool, completion: str) -> None:
+    assert worked_addition(a, b, carries=carries) == completion
+
+
+def test_without_any_carry_both_pupils_are_right() -> None:
+    assert worked_addition(123, 456, carries=False) == worked_addition(123, 456)
+
+
+def test_tags_survive_decoding_and_special_tokens_do_not() -> None:
+    tokenizer = make_tokenizer()
+    text = worked_addition(475, 386)
+    ids = tokenizer(text)["input_ids"]
+    # 8+1+8+1+7 characters in the columns, 3 in the answer, and 4 tags
+    assert len(ids) == 25 + 3 + 4
+    assert tokenizer.unk_token_id not in ids
+    padded = [*ids, tokenizer.eos_token_id, tokenizer.pad_token_id]
+    assert tokenizer.decode(padded, skip_special_tokens=True) == text
+    assert not set(TAGS) & set(tokenizer.all_special_tokens)
+
+
+def test_the_longest_working_fits() -> None:
+    # columns of 8 characters: 9+9+0=18 9+9+1=19 9+9+1=19; 2 spaces, 4 tags, 1998, EOS: 24 + 2 + 4 + 4 + 1 = 35
+    assert len(make_tokenizer()(worked_addition(999, 999))["input_ids"]) + 1 == 35 <= MAX_COMPLETION_LENGTH
+
+
+def test_splits_share_no_problem_and_depend_on_the_seed_alone() -> None:
+    sizes = {"warm_up": 500, "practice": 40, "validation": 30, "held_out": 20}
+    splits = make_splits(3, **sizes)
+    parts = [getattr(splits, name) for name in sizes]
+    assert [len(part) for part in parts] == list(sizes.values())
+    rows = [row for part in parts for row in part]
+    assert len({tuple(sorted(operands(row["prompt"]))) for row in rows}) == sum(sizes.values())
+    assert all(sum(operands(row["prompt"])) == int(row["solution"]) for row in rows)
+    assert make_splits(3, **sizes) == splits != make_splits(4, **sizes)
+
+
+def test_warm_up_is_a_careless_pupils_work() -> None:
+    rows = make_splits(0, warm_up=2000, practice=1, validation=1, held_out=1).warm_up
+    careless = 0
+    with_carry = 0
+    for row in rows:
+        a, b = operands(row["prompt"])
+        right, forgetful = worked_addition(a, b), worked_addition(a, b, carries=False)
+        assert row["completion"] in (right, forgetful)
+        if right != forgetful:
+            with_carry += 1
+            careless += row["completion"] == forgetful
+    # a share of n = 1,400 draws: its standard deviation is sqrt(0.75 * 0.25 / 1400) = 0.012
+    assert careless / with_carry == pytest.approx(FORGETFULNESS, abs=0.05)
+
+
+def test_model_has_about_a_million_parameters_and_a_seed() -> None:
+    tokenizer = make_tokenizer()
+    first, again, other = (make_model(tokenizer, seed) for seed in (0, 0, 1))
+    assert 0.8e6 < first.num_parameters() < 1.2e6
+    weights = [model.lm_head.weight for model in (first, again, other)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], str]:
+    """Output folder, metrics and printed text of `python recipes/quickstart.py --seed 0`, with all its defaults."""
+    output_dir = tmp_path_factory.mktemp("quickstart")
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "120"}
+    process = subprocess.run(
+        [sys.executable, ROOT / "recipes" / "quickstart.py", "--seed", "0", "--output-dir", output_dir],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert process.returncode == 0, process.stderr[-4000:]
+    metrics = json.loads((output_dir / "metrics.json").read_text(encoding="utf-8"))
+    return output_dir, metrics, process.stdout
+
+
+def test_quickstart_gains_thirty_points(finished_run: tuple[Path, dict[str, Any], str]) -> None:
+    _, metrics, _ = finished_run
+    assert 0.2 <= metrics["accuracy_before"] <= 0.5
+    assert metrics["accuracy_after"] - metrics["accuracy_before"] >= 0.3
+    assert metrics["format_rate_after"] > 0.9
+    assert 0 < metrics["seconds_grpo"] < metrics["seconds_total"]
+
+
+def test_quickstart_shows_what_happened(finished_run: tuple[Path, dict[str, Any], str]) -> None:
+    _, metrics, printed = finished_run
+    for expected in ("SFT step", "GRPO step", "greedy accuracy", f"{metrics['accuracy_after']:.1%}", "from_pretrained"):
+        assert expected in printed
+    assert printed.count("  before ") == printed.count("  after ") == 3
+
+
+def test_quickstart_adapter_loads_with_plain_peft(finished_run: tuple[Path, dict[str, Any], str]) -> None:
+    output_dir, metrics, _ = finished_run
+    base = AutoModelForCausalLM.from_pretrained(output_dir / "warm_model")
+    model = PeftModel.from_pretrained(base, output_dir / "adapter")
+    tokenizer = AutoTokenizer.from_pretrained(output_dir / "warm_model")
+    rows = make_splits(0).held_out
+    batch = tokenizer([row["prompt"] for row in rows], return_tensors="pt")
+    prompt_length = batch["input_ids"].shape[1]
+    output = model.generate(
+        input_ids=batch["input_ids"],
+        attention_mask=batch["attention_mask"],
+        max_new_tokens=MAX_COMPLETION_LENGTH,
+        do_sample=False,
+    )
+    texts = tokenizer.batch_decode(output[:, prompt_length:], skip_special_tokens=True)
+    right = [text.endswith(f"<answer>{row['solution']}</answer>") for text, row in zip(texts, rows, strict=True)]
+    # transformers' own decoding rounds differently: one problem in 400 may be a near tie
+    assert sum(right) / len(right) == pytest.approx(metrics["accuracy_after"], abs=2 / 400)

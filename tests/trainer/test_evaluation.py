@@ -1,0 +1,178 @@
+"""Held-out prompts: sampled, scored, logged as `eval_*`, and good for choosing the best checkpoint."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+TIMES = ("runtime", "samples_per_second", "steps_per_second")
+
+
+def without_times(metrics: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if not name.endswith(TIMES)}
+
+
+def length(completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
+    """So that `eval_reward` has to be `eval_completions/mean_length`."""
+    return [float(len(ids)) for ids in completion_ids]
+
+
+class Recorder(TrainerCallback):
+    def __init__(self) -> None:
+        self.calls: list[dict[str, float]] = []
+
+    def on_evaluate(self, args, state, control, metrics, **kwargs):
+        self.calls.append(metrics)
+
+
+@pytest.fixture(scope="module")
+def held_out() -> Dataset:
+    """Five prompts: with two at a time, the last batch is not full."""
+    return Dataset.from_dict({"prompt": ["ask", "b", "cdefg", "hi there", "zz"], "level": [1, 2, 3, 4, 5]})
+
+
+def test_evaluation_is_scored_logged_and_repeatable(make_trainer, held_out):
+    calls = []
+
+    def recorder(prompts, completion_ids, level, **kwargs):
+        calls.append((prompts, completion_ids, level))
+        return length(completion_ids)
+
+    callback = Recorder()
+    train = Dataset.from_dict({"prompt": ["x", "yy"], "level": [0, 0]})
+    trainer = make_trainer(
+        reward_funcs=recorder,
+        train_dataset=train,
+        eval_dataset=held_out,
+        per_device_eval_batch_size=6,
+        callbacks=[callback],
+    )
+    trainer.model.train()
+    first = trainer.evaluate()
+    drawn = [ids for _, completion_ids, _ in calls for ids in completion_ids]
+    assert [p for prompts, _, _ in calls for p in prompts] == [p for p in held_out["prompt"] for _ in range(3)]
+    assert [n for _, _, level in calls for n in level] == [n for n in held_out["level"] for _ in range(3)]
+    assert max(len(prompts) for prompts, _, _ in calls) == 6  # per_device_eval_batch_size
+    assert trainer.model.training  # back as it was
+
+    # A mean over all completions, not over batches: the last batch has 3 of the 15
+    lengths = [len(ids) for ids in drawn]
+    assert first["eval_completions/mean_length"] == pytest.approx(sum(lengths) / 15)
+    assert first["eval_completions/min_length"] == min(lengths)
+    assert first["eval_completions/max_length"] == max(lengths)
+    assert first["eval_reward"] == pytest.approx(sum(lengths) / 15)
+    assert first["eval_rewards/recorder/mean"] == pytest.approx(sum(lengths) / 15)
+    assert first["eval_reward_std"] == pytest.approx(torch.tensor(lengths).float().std().item(), rel=1e-5)
+    assert first["eval_completions/clipped_ratio"] == pytest.approx(sum(ids[-1] != 2 for ids in drawn) / 15)
+    assert "eval_runtime" in first
+
+    torch.manual_seed(123)  # evaluation does not hang on the global random state
+    assert without_times(trainer.evaluate()) == without_times(first)
+    assert without_times(trainer.evaluate(held_out.select([0, 1]))) != without_times(first)
+    assert [entry for entry in trainer.state.log_history if "eval_reward" in entry][0]["eval_reward"] == first[
+        "eval_reward"
+    ]
+    assert len(callback.calls) == 3 and callback.calls[0] == first
+
+
+def test_num_generations_eval(make_trainer, held_out):
+    calls = []
+
+    def recorder(prompts, completion_ids, **kwargs):
+        calls.append(prompts)
+        return length(completion_ids)
+
+    trainer = make_trainer(
+        reward_funcs=recorder, eval_dataset=held_out, num_generations_eval=2, per_device_eval_batch_size=4
+    )
+    trainer.evaluate()
+    assert [prompt for prompts in calls for prompt in prompts] == [p for p in held_out["prompt"] for _ in range(2)]
+
+
+def test_single_completion_per_prompt(make_trainer, held_out):
+    """G=1 has no spread to measure, which must not end in NaN or in an error."""
+    trainer = make_trainer(
+        reward_funcs=length, eval_dataset=held_out.select([0]), num_generations_eval=1, per_device_eval_batch_size=1
+    )
+    metrics = trainer.evaluate()
+    assert metrics["eval_reward"] == metrics["eval_completions/mean_length"]
+    assert all(value == value for value in metrics.values())
+
+
+def test_evaluation_while_training_changes_nothing_of_it(make_trainer, held_out):
+    adapters, evaluations = [], []
+    for fields in ({}, {"eval_strategy": "steps", "eval_steps": 1, "eval_on_start": True}):
+        trainer = make_trainer(
+            eval_dataset=held_out, max_steps=3, num_iterations=2, per_device_eval_batch_size=6, **fields
+        )
+        trainer.train()
+        adapters.append([p.detach().clone() for p in trainer.model.parameters() if p.requires_grad])
+        evaluations.append([e["step"] for e in trainer.state.log_history if "eval_reward" in e])
+        assert {name for name in trainer.state.log_history[0] if name.startswith("eval_")} == (
+            {name for name in trainer.state.log_history[0] if name not in ("epoch", "step")} if fields else set()
+        )
+    assert evaluations == [[], [0, 1, 2, 3]]
+    assert all(torch.equal(a, b) for a, b in zip(*adapters, strict=True))
+
+
+def test_several_eval_datasets(make_trainer, held_out):
+    callback = Recorder()
+    trainer = make_trainer(
+        reward_funcs=length,
+        eval_dataset={"short": held_out.select([1]), "long": held_out.select([2, 3])},
+        per_device_eval_batch_size=6,
+        callbacks=[callback],
+    )
+    metrics = trainer.evaluate()
+    assert metrics["eval_short_reward"] == metrics["eval_short_completions/mean_length"]
+    assert metrics["eval_long_reward"] == metrics["eval_long_completions/mean_length"]
+    assert "eval_reward" not in metrics
+    assert [("eval_short_reward" in call, "eval_long_reward" in call) for call in callback.calls] == [
+        (True, False),
+        (False, True),
+    ]
+    assert without_times(trainer.evaluate("long")) == {
+        name: value for name, value in without_times(trainer.evaluate(held_out.select([2, 3]))).items()
+    }
+
+
+def test_stream_of_held_out_prompts(make_trainer, held_out):
+    trainer = make_trainer(eval_dataset=held_out, per_device_eval_batch_size=6)
+    mapped = trainer.evaluate()
+    assert without_times(trainer.evaluate(held_out.to_iterable_dataset())) == without_times(mapped)
+
+
+def test_evaluate_without_data_says_what_to_do(make_trainer):
+    with pytest.raises(ValueError, match="eval_dataset"):
+        make_trainer().evaluate()
+
+
+def test_best_checkpoint_by_eval_reward(make_trainer, held_out, tmp_path):
+    def token_mean(completion_ids, **kwargs):
+        return [sum(ids) / len(ids) for ids in completion_ids]
+
+    trainer = make_trainer(
+        reward_funcs=token_mean,
+        eval_dataset=held_out,
+        per_device_eval_batch_size=6,
+        eval_strategy="steps",
+        eval_steps=1,
+        save_strategy="steps",
+        save_steps=1,
+        max_steps=4,
+        learning_rate=5.0,
+        metric_for_best_model="eval_reward",
+        load_best_model_at_end=True,
+    )
+    trainer.train()
+    rewards = {e["step"]: e["eval_reward"] for e in trainer.state.log_history if "eval_reward" in e}
+    assert len(rewards) == 4 and len(set(rewards.values())) > 1
+    best = max(rewards, key=lambda step: (rewards[step], -step))
+    assert trainer.state.best_model_checkpoint.endswith(f"checkpoint-{best}")
+    assert get_last_checkpoint(str(tmp_path / "out")).endswith("checkpoint-4")
+    assert trainer.evaluate()["eval_reward"] == pytest.approx(rewards[best])  # its adapter is the one loaded

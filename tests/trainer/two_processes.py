@@ -1,0 +1,86 @@
+"""What `test_two_processes.py` runs in every process: a few optimizer steps of each case on a tiny model.
+
+torchrun --nproc_per_node 2 two_processes.py MODEL OUTPUT PER_DEVICE_BATCH
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+
+from trl_grpo_ext import GRPOConfig, GRPOTrainer
+
+CASES: dict[str, dict[str, Any]] = {
+    "kl": {"beta": 0.04, "loss_type": "dapo"},
+    "accumulation and two iterations": {"gradient_accumulation_steps": 2, "num_iterations": 2, "loss_type": "grpo"}
+    | {"max_steps": 4, "learning_rate": 0.5},
+    # Nothing to train on in some micro-batches of some process: its peers must not wait for it
+    "zero variance": {"beta": 0.0, "loss_type": "dr_grpo", "gradient_accumulation_steps": 2},
+}
+PROMPTS = ["ab", "question", "cde?", "x", "forty two", "hi you", "why", "a longer one"]
+
+
+def token_sum(completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
+    return [sum((i + 1) * token for i, token in enumerate(ids)) % 11 / 3.0 for ids in completion_ids]
+
+
+def often_constant(prompts: list[str], completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
+    """The same for all completions of a prompt of an even number of letters."""
+    rewards = token_sum(completion_ids)
+    return [0.5 if len(p) % 2 == 0 else r for p, r in zip(prompts, rewards, strict=True)]
+
+
+def run(model: str, output: str, case: str, batch: int) -> None:
+    """Train, evaluate, and leave the adapter and the log in `output`."""
+    args = GRPOConfig(
+        **{
+            "output_dir": output,
+            "use_cpu": True,
+            "bf16": False,
+            "report_to": "none",
+            "disable_tqdm": True,
+            "save_strategy": "no",
+            "logging_steps": 1,
+            "lr_scheduler_type": "constant",
+            "learning_rate": 0.1,
+            "optim": "sgd",
+            "max_grad_norm": 0.0,
+            "seed": 3,
+            "per_device_train_batch_size": batch,
+            "per_device_eval_batch_size": 3,
+            "num_generations": 3,
+            "max_completion_length": 7,
+            "max_steps": 2,
+        }
+        | CASES[case]
+    )
+    trainer = GRPOTrainer(
+        model,
+        often_constant if case == "zero variance" else token_sum,
+        args=args,
+        train_dataset=Dataset.from_dict({"prompt": PROMPTS}),
+        # Odd, so that one process has nothing in the last round
+        eval_dataset=Dataset.from_dict({"prompt": PROMPTS[:3]}),
+        peft_config=LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"),
+    )
+    trainer.train()
+    trainer.evaluate()
+    trainer.save_model(output)
+    if trainer.accelerator.is_main_process:
+        Path(output, "history.json").write_text(json.dumps(trainer.state.log_history))
+
+
+def main(model: str, output: str, batch: str) -> None:
+    torch.set_num_threads(1)
+    for case in CASES:
+        run(model, str(Path(output, case)), case, int(batch))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
