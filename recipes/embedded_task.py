@@ -1,4 +1,4 @@
-"""The quickstart's embedded task: three-digit additions, a tokenizer that knows nothing else, and a 1M-parameter model.
+"""The quickstart's embedded task: additions, a tokenizer that knows nothing else, and a 1M-parameter model.
 
 A worked addition goes column by column, units first, each column with the carry that it receives:
 
@@ -9,7 +9,7 @@ The model is warmed up on the work of a careless pupil, who knows how to add but
 
     completion   <think>5+6+0=11 7+8+0=15 4+3+0=7</think><answer>751</answer>
 
-Imitation alone therefore stalls near the share of additions without any carry, about 30 %. That carrying pays is for
+Imitation alone therefore stalls near the share of additions that need no carry, about a third. That carrying pays is for
 the reward to teach, which looks at the answer only.
 """
 
@@ -22,24 +22,25 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-DIGITS = 3
+DIGITS = {2: 4, 3: 3, 4: 2, 5: 1}  # digits of both numbers -> weight: most problems are short, a few are long
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 FORGETFULNESS = 0.75  # share of the warm-up's additions in which the pupil forgets the carries
-MAX_COMPLETION_LENGTH = 40  # tokens; a worked addition has at most 35
+MAX_COMPLETION_LENGTH = 60  # tokens; a worked addition has at most 59
 
 Row = dict[str, str]
 
 
 def worked_addition(a: int, b: int, *, carries: bool = True) -> str:
-    """The completion for `a+b=`, with or without the carries; both numbers have `DIGITS` digits."""
+    """The completion for `a+b=`, with or without the carries; both numbers have equally many digits."""
+    digits = len(str(a))
     columns: list[str] = []
     answer: list[str] = []
     carry = 0
-    for place in range(DIGITS):
+    for place in range(digits):
         x, y = a // 10**place % 10, b // 10**place % 10
         total = x + y + carry
         columns.append(f"{x}+{y}+{carry}={total}")
-        answer.insert(0, str(total if place == DIGITS - 1 else total % 10))
+        answer.insert(0, str(total if place == digits - 1 else total % 10))
         carry = total // 10 if carries else 0
     return f"<think>{' '.join(columns)}</think><answer>{''.join(answer)}</answer>"
 
@@ -61,14 +62,14 @@ class Splits:
 
 
 def make_splits(
-    seed: int, *, warm_up: int = 8000, practice: int = 4000, validation: int = 200, held_out: int = 400
+    seed: int, *, warm_up: int = 5000, practice: int = 1500, validation: int = 200, held_out: int = 400
 ) -> Splits:
     """Draw all problems at once, without replacement (`a+b` and `b+a` count as one), and cut the draw into splits."""
     rng = random.Random(seed)
-    low, high = 10 ** (DIGITS - 1), 10**DIGITS
     problems: dict[tuple[int, int], Row] = {}
     while len(problems) < warm_up + practice + validation + held_out:
-        a, b = rng.randrange(low, high), rng.randrange(low, high)
+        (digits,) = rng.choices(list(DIGITS), list(DIGITS.values()))
+        a, b = (rng.randrange(10 ** (digits - 1), 10**digits) for _ in range(2))
         problems.setdefault((min(a, b), max(a, b)), {"prompt": f"{a}+{b}=", "solution": str(a + b)})
     rows = iter(problems.values())
     splits = [[next(rows) for _ in range(size)] for size in (held_out, validation, practice, warm_up)]
@@ -102,7 +103,7 @@ def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalL
         intermediate_size=512,
         num_hidden_layers=2,
         num_attention_heads=6,
-        max_position_embeddings=64,
+        max_position_embeddings=96,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=None,

@@ -3,7 +3,7 @@
     python recipes/quickstart.py --seed 0          (or: make quickstart)
 
 Makes a 0.9M-parameter Llama from scratch and warms it up by SFT on the additions of a careless pupil, who usually
-forgets the carries (`embedded_task.py`), until it is right on about 30 % of held-out problems. Then a LoRA adapter is
+forgets the carries (`embedded_task.py`), until it is right on about a third of held-out problems. Then a LoRA adapter is
 trained with GRPO on two rewards: the form `<think>..</think><answer>..</answer>`, and the right answer. They teach it
 to carry.
 
@@ -53,8 +53,8 @@ from trl_grpo_ext import GroupSampler, GRPOConfig, GRPOTrainer, accuracy_reward,
 
 TRAINERS = {"ours": (GRPOTrainer, GRPOConfig), "trl": (TRLGRPOTrainer, TRLGRPOConfig)}
 REWARDS = [accuracy_reward, think_answer_format_reward]
-WARM_UP_STEPS = 240
-WARM_UP_FLOOR, WARM_UP_CEILING = 0.2, 0.45  # of greedy accuracy on the validation problems; see `warm_up`
+WARM_UP_STEPS = 300
+WARM_UP_FLOOR, WARM_UP_CEILING = 0.2, 0.5  # of greedy accuracy on the validation problems; see `warm_up`
 
 console = Console()
 
@@ -195,7 +195,7 @@ def make_grpo_trainer(kind: str, warm_model: Path, splits: Splits, output_dir: P
             logging_steps=5,
         ),
         train_dataset=datasets.Dataset.from_list(splits.practice),
-        peft_config=LoraConfig(r=32, lora_alpha=64, target_modules="all-linear", task_type="CAUSAL_LM"),
+        peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"),
         callbacks=[ShowProgress()],
     )
     trainer.remove_callback(PrinterCallback)

@@ -154,8 +154,8 @@ def _best_metric(config: GRPOConfig) -> Iterator[str]:
     # TrainingArguments fills "loss" in where one is needed; an evaluation here samples and scores, and has no loss
     if config.metric_for_best_model in ("loss", "eval_loss"):
         yield (
-            f"metric_for_best_model={config.metric_for_best_model!r} (the default, where one is needed) must be a metric "
-            "of an evaluation, and there is no loss among them. Set metric_for_best_model='eval_reward'."
+            f"metric_for_best_model={config.metric_for_best_model!r} (the default, where one is needed) must be a "
+            "metric of an evaluation, and there is no loss among them. Set metric_for_best_model='eval_reward'."
         )
 
 

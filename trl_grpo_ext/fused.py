@@ -8,7 +8,7 @@ merged weights, quantized or cast layers, autocast) is PEFT's as before.
 `gelu_new` (GPT-2, Phi, ...): transformers writes the tanh approximation of GELU out as seven elementwise operations and
 keeps five activations for the backward; PyTorch has it as one function that keeps its input.
 
-Decode steps of few rows on a CPU: `W x^T` instead of `x W^T` (`_THIN_ROWS`).
+Decode steps of few rows on a CPU: `W x^T` instead of `x W^T` (`thin_products`).
 
 Values are the same up to rounding. Nothing is merged, moved or saved differently.
 """
@@ -16,6 +16,8 @@ Values are the same up to rounding. Nothing is merged, moved or saved differentl
 from __future__ import annotations
 
 import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -24,8 +26,8 @@ from torch import nn
 from torch.nn.functional import gelu, linear, pad
 from transformers.activations import NewGELUActivation
 
-# Decode steps of up to so many rows run as `W x^T` on a CPU, which MKL does faster than `x W^T`: for 24 rows and 100 MB of
-# weights on two cores 17 ms against 21, for 48 rows 24 against 35, for 2 rows 7 against 14. Above 8 rows it is fast for
+# Decode steps of up to so many rows run as `W x^T` on a CPU, which MKL does faster than `x W^T`: for 24 rows and 100 MB
+# of weights on two cores 17 ms against 21, for 48 rows 24 against 35, for 2 rows 7 against 14. Above 8 rows it is fast for
 # multiples of 8 only, so rows are padded to one.
 _THIN_ROWS = 96
 
@@ -77,59 +79,35 @@ def _forward(
     return out.view(*x.shape[:-1], -1), low
 
 
-def _is_thin(x: torch.Tensor) -> bool:
-    return x.device.type == "cpu" and x.numel() <= _THIN_ROWS * x.shape[-1] and not torch.is_grad_enabled()
-
-
-def _thin_linear(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    *low_rank: tuple[torch.Tensor, torch.Tensor, float],
-) -> torch.Tensor:
-    """`linear`, and `low_rank` (A, B, scaling) branches, as weight times activations, for few rows."""
-    rows = x.reshape(-1, x.shape[-1]).contiguous()  # MKL is slow where the columns are not
-    count = len(rows)
-    # A single column would be a matrix-vector product, which reads the weights at half the speed
-    padded = 2 if count == 1 else count if count <= 8 else -(-count // 8) * 8
-    columns = (rows if padded == count else pad(rows, (0, 0, 0, padded - count))).t()  # (in, n)
-    out = weight @ columns if bias is None else torch.addmm(bias[:, None], weight, columns)  # (out, n)
-    for lora_a, lora_b, scaling in low_rank:
-        out.addmm_(lora_b, lora_a @ columns, alpha=scaling)
-    return out.t()[:count].contiguous().view(*x.shape[:-1], -1)
-
-
-def _fused_linear(self: nn.Linear, x: torch.Tensor) -> torch.Tensor:
-    if _is_thin(x) and x.dtype == self.weight.dtype and not torch.is_autocast_enabled("cpu"):
-        return _thin_linear(x, self.weight, self.bias)
-    return linear(x, self.weight, self.bias)
+def _plain_branch(module: LoraLinear) -> tuple[torch.Tensor, torch.Tensor, float] | None:
+    """(A, B, scaling) of the one adapter that `module` adds as it is now; None where PEFT has to compute."""
+    adapters = module.active_adapters
+    if module.disable_adapters or module.merged or len(adapters) != 1:
+        return None
+    name = adapters[0]
+    if name not in module.lora_A or name in module.lora_variant or module.lora_bias[name]:
+        return None
+    base, dropout = cast(nn.Linear, module.base_layer), module.lora_dropout[name]
+    lora_a, lora_b = cast(nn.Linear, module.lora_A[name]).weight, cast(nn.Linear, module.lora_B[name]).weight
+    if (
+        not base.weight.dtype == lora_a.dtype == lora_b.dtype
+        or base.weight.requires_grad
+        or (base.bias is not None and base.bias.requires_grad)
+        or (module.training and not isinstance(dropout, nn.Identity) and cast(nn.Dropout, dropout).p > 0)
+    ):
+        return None
+    return lora_a, lora_b, module.scaling[name]
 
 
 def _fused_forward(self: LoraLinear, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-    adapters = self.active_adapters
-    if args or kwargs or self.disable_adapters or self.merged or len(adapters) != 1:
+    branch = _plain_branch(self)
+    if args or kwargs or branch is None or x.dtype != branch[0].dtype or torch.is_autocast_enabled(x.device.type):
         return _peft_forward(self, x, *args, **kwargs)
-    name = adapters[0]
     base = cast(nn.Linear, self.base_layer)
-    if name not in self.lora_A or name in self.lora_variant or torch.is_autocast_enabled(x.device.type):
-        return _peft_forward(self, x)
-    lora_a, lora_b = cast(nn.Linear, self.lora_A[name]), cast(nn.Linear, self.lora_B[name])
-    dropout = self.lora_dropout[name]
-    weights = (base.weight, lora_a.weight, lora_b.weight)
-    if (
-        any(weight.dtype != x.dtype for weight in weights)
-        or base.weight.requires_grad
-        or (base.bias is not None and base.bias.requires_grad)
-        or self.lora_bias[name]
-        or (self.training and not isinstance(dropout, nn.Identity) and cast(nn.Dropout, dropout).p > 0)
-    ):
-        return _peft_forward(self, x)
     if torch.is_grad_enabled():
-        out: torch.Tensor = _LoraLinear.apply(x, weights[0], base.bias, weights[1], weights[2], self.scaling[name])
+        out: torch.Tensor = _LoraLinear.apply(x, base.weight, base.bias, *branch)
         return out
-    if _is_thin(x):
-        return _thin_linear(x, weights[0], base.bias, (weights[1], weights[2], self.scaling[name]))
-    return _forward(x, weights[0], base.bias, weights[1], weights[2], self.scaling[name])[0]
+    return _forward(x, base.weight, base.bias, *branch)[0]
 
 
 def _peft_forward(module: LoraLinear, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -148,5 +126,57 @@ def fuse_layers(model: nn.Module) -> None:
             module.forward = types.MethodType(_fused_forward, module)  # type: ignore[method-assign]
         elif type(module) is NewGELUActivation:
             module.forward = types.MethodType(_fused_gelu, module)  # type: ignore[method-assign]
-        elif type(module) is nn.Linear and "forward" not in module.__dict__:
-            module.forward = types.MethodType(_fused_linear, module)  # type: ignore[method-assign]
+
+
+@contextmanager
+def thin_products(model: nn.Module) -> Iterator[None]:
+    """While decoding on a CPU: linear layers of few rows run as `W x^T`, with everything about them settled beforehand.
+
+    Weights and adapters must not change inside. Elsewhere, and under autocast, it does nothing.
+    """
+    replaced: list[tuple[nn.Module, Any]] = []
+    parameter = next(model.parameters(), None)
+    if parameter is not None and parameter.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
+        inner = {id(module.base_layer) for module in model.modules() if isinstance(module, LoraLinear)}
+        for module in model.modules():
+            if type(module) is nn.Linear and id(module) not in inner:
+                thin = _thin_forward(module, module, None)
+            elif type(module) is LoraLinear and type(module.base_layer) is nn.Linear and _plain_branch(module):
+                thin = _thin_forward(module, module.base_layer, _plain_branch(module))
+            else:
+                continue
+            replaced.append((module, module.__dict__.get("forward")))
+            module.forward = thin  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for module, forward in replaced:
+            if forward is None:
+                del module.__dict__["forward"]
+            else:
+                module.forward = forward  # type: ignore[method-assign]
+
+
+def _thin_forward(
+    module: nn.Module, base: nn.Linear, branch: tuple[torch.Tensor, torch.Tensor, float] | None
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A stand-in for `module.forward`, for as long as its weights stay as they are."""
+    weight, inputs, outputs = base.weight.detach(), base.in_features, base.out_features
+    bias = None if base.bias is None else base.bias.detach()[:, None]
+    lora_a, scaled_b = (None, None) if branch is None else (branch[0].detach(), branch[1].detach() * branch[2])
+    usual = module.forward
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        count = x.numel() // inputs
+        if count > _THIN_ROWS or x.dtype != weight.dtype:
+            return cast(torch.Tensor, usual(x))
+        rows = x.reshape(count, inputs).contiguous()  # MKL is slow where the columns are not
+        # A single column would be a matrix-vector product, which reads the weights at half the speed
+        padded = 2 if count == 1 else count if count <= 8 else -(-count // 8) * 8
+        columns = (rows if padded == count else pad(rows, (0, 0, 0, padded - count))).t()  # (in, n)
+        out = torch.mm(weight, columns) if bias is None else torch.addmm(bias, weight, columns)  # (out, n)
+        if lora_a is not None and scaled_b is not None:
+            out.addmm_(scaled_b, torch.mm(lora_a, columns))
+        return out.t()[:count].contiguous().view(*x.shape[:-1], outputs)
+
+    return forward

@@ -16,21 +16,8 @@ from trl_grpo_ext import GRPOConfig, GRPOTrainer
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-# No two of them equally long, so that no padding or position can be right by accident
-PROMPTS = [
-    "ab",
-    "question",
-    "cde?",
-    "x",
-    "forty two",
-    "hi you",
-    "why",
-    "a longer one",
-    "fghij",
-    "seven!!",
-    "0",
-    "mn=op",
-]
+# Of unequal lengths, so that no padding or position can be right by accident
+PROMPTS = "ab question cde? x forty-two hi-you why a-longer-one fghij seven!! 0 mn=opqrstuv".split()
 
 SETTINGS: dict[str, Any] = {
     "use_cpu": True,

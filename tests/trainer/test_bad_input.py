@@ -34,7 +34,7 @@ def stream(*rows: dict[str, Any]) -> IterableDataset:
 CASES: dict[str, tuple[Callable[[Any], dict[str, Any]], type[Exception], tuple[str, ...]]] = {
     "no dataset": (lambda f: {"train_dataset": None}, ValueError, ("train_dataset", "prompt")),
     "empty dataset": (
-        lambda f: {"train_dataset": prompts().cast_column("prompt", __import__("datasets").Value("string"))},
+        lambda f: {"train_dataset": prompts("a").select([])},
         ValueError,
         ("train_dataset is empty", "filter"),
     ),
@@ -253,16 +253,9 @@ def test_reward_that_raises(make_trainer):
         trainer.train()
     message = str(caught.value)
     first_bad = seen[0][1][3]
-    for part in (
-        "'fragile'",
-        "KeyError",
-        "no such answer",
-        "step 1",
-        "completion 3 of 6",
-        "'question'",
-        repr(first_bad),
-    ):
+    for part in ("'fragile'", "KeyError", "no such answer", "step 1", "completion 3 of 6", "'question'"):
         assert part in message
+    assert repr(first_bad) in message
     assert isinstance(caught.value.__cause__, KeyError)
 
 

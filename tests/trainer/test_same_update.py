@@ -1,8 +1,8 @@
 """The same update as `trl.GRPOTrainer`: a real one and ours, given the same completions, move the weights alike.
 
-Both are real trainers from the constructor to `train()`. Only the drawing of tokens is replaced, in both, by completions
-that depend on the prompt, its place in the group and the number of the generation alone. What is compared is the change
-of the weights, not the weights: an adapter that did not move would agree to many digits.
+Both are real trainers from the constructor to `train()`. Only the drawing of tokens is replaced, in both, by
+completions that depend on the prompt, its place in the group and the number of the generation alone. What is compared
+is the change of the weights, not the weights: an adapter that did not move would agree to many digits.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def never_about_shorts(completion_ids: list[list[int]], **kwargs: Any) -> list[f
 def even_prompts_only(prompts: list[str], completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
     """The same reward for all completions of a prompt of odd length: a group of zero variance.
 
-    0.5, because its mean is exact: with 0.1, TRL's advantages are rounding errors divided by 1e-4, which is not nothing.
+    0.5, because its mean is exact: with 0.1, TRL's advantages are rounding errors divided by 1e-4, which is not 0.
     """
     return [ids[0] / 50 if len(p) % 2 == 0 else 0.5 for p, ids in zip(prompts, completion_ids, strict=True)]
 
@@ -156,8 +156,8 @@ CASES = [
     ),
     Case("zero variance", ACCUMULATE | {"loss_type": "grpo"}, rewards=[even_prompts_only], skips=True),
     Case(
-        # Weight decay and momentum move what has no gradient. The epsilon keeps Adam from dividing rounding errors, where
-        # a gradient is nearly 0, by their own size.
+        # Weight decay and momentum move what has no gradient. The epsilon keeps Adam from dividing rounding errors,
+        # where a gradient is nearly 0, by their own size.
         "zero variance, moments",
         {"optim": "adamw_torch", "learning_rate": 1e-3, "weight_decay": 0.1, "adam_epsilon": 1e-3, "max_steps": 3}
         | ACCUMULATE,
@@ -248,7 +248,6 @@ def test_update_is_that_of_trl(case, runs):
     assert ours.before.keys() == theirs.before.keys()
     assert all(torch.equal(ours.before[n], theirs.before[n]) for n in ours.before)  # the same random adapter
     changes = [[run.after[n] - run.before[n] for n in ours.before] for run in (ours, theirs)]
-    print("REL", case.name, relative(*changes))
     assert relative(*changes) < 1e-5
     assert len(ours.moments) == len(theirs.moments)
     if theirs.moments:

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from ..attention import use_group_attention
-from ..fused import fuse_layers
+from ..fused import fuse_layers, thin_products
 from .decoder import SharedPromptDecoder
 from .noise import uniform_rows
 from .rollouts import Rollouts
@@ -117,7 +117,7 @@ class GroupSampler:
         size = len(prompts) if self.max_rows is None else max(1, self.max_rows // num_generations)
         completions: list[list[int]] = []
         logps: list[torch.Tensor] = []
-        with self._evaluating():
+        with self._evaluating(), thin_products(self.model):
             for start in range(0, len(prompts), size):
                 part = prompts[start : start + size]
                 noise = self._noise(params, seed, step, first_prompt_index + start, len(part), num_generations)
@@ -128,9 +128,9 @@ class GroupSampler:
         diverged = [i // num_generations for i, row in enumerate(logps) if bool(row.isnan().any())]
         if diverged:
             raise FloatingPointError(
-                f"the model's logits are NaN for {len(diverged)} of {len(completions)} completions, the first of prompt "
-                f"{diverged[0]}: its weights have diverged or overflowed, and nothing can be sampled. Lower the learning "
-                "rate, clip gradients (max_grad_norm), or use bfloat16 instead of float16."
+                f"the model's logits are NaN for {len(diverged)} of {len(completions)} completions, the first of "
+                f"prompt {diverged[0]}: its weights have diverged or overflowed, and nothing can be sampled. Lower the "
+                "learning rate, clip gradients (max_grad_norm), or use bfloat16 instead of float16."
             )
         eos = set(self.eos_token_ids)
         return Rollouts(
