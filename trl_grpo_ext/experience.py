@@ -11,7 +11,7 @@ import torch
 from .policy.packing import GroupPart, PackedRow, deal_rows, pack_row
 
 # Tokens from which on a longer row is no faster: matrix products are at full speed, and memory only grows
-ROW_FILL = 1024
+ROW_FILL = 512
 
 
 @dataclass(slots=True)

@@ -131,8 +131,13 @@ class GRPOTrainer(_BaseTrainer):
 
         self._scorer = CompletionScorer(base, args.temperature)
         self._packed = choose_packing(base, self._scorer, args.attention_packing)
+        self._recompute: RecomputeBudget | None = None
+        if self._packed and is_default_checkpointing(args):
+            self._recompute = RecomputeBudget(model, base, self._scorer)
         params = SamplingParams(**args.sampling_options(), logps_temperature=args.temperature)
-        self._sampler = GroupSampler(model, tokenizer, params, shared_prompts=self._packed)
+        self._sampler = GroupSampler(model, tokenizer, params, shared_prompts=self._packed)  # fuses layers
+        if self._recompute is not None:
+            self._recompute.weigh_again(model, base, self._scorer)
         rewards, weights = make_rewards(reward_funcs, reward_processing_classes, args)
         if isinstance(train_dataset, IterableDataset):
             train_dataset = grouped_stream(train_dataset, args)
@@ -154,9 +159,6 @@ class GRPOTrainer(_BaseTrainer):
         self._experience: Experience | None = None
         self._loss_beta = 0.0 if args.kl_in_reward else args.beta
         self._reference = make_reference(self.model) if args.beta else None
-        self._recompute: RecomputeBudget | None = None
-        if self._packed and is_default_checkpointing(args):
-            self._recompute = RecomputeBudget(self.model, base, self._scorer)
         self._completion_log = CompletionLog(str(args.output_dir), args.num_completions_to_print)
         self._maker = ExperienceMaker(
             args=args,

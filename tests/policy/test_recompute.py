@@ -76,7 +76,7 @@ def test_more_padding_saved_is_more_layers_kept(policy):
 def test_the_count_by_hand(policy):
     model, _, budget = policy
     # h = 10 bytes of a layer's input and a = 110 of all its activations per token, L = 3 layers
-    budget._input_bytes, budget._activation_bytes = 10.0, 110.0
+    budget._input_bytes, budget._activation_bytes, budget._unfused_bytes = 10.0, 110.0, 110.0
     # All checkpointed: 3 * 10 + 110 = 140 bytes a token. Allowed: 0.5 * 400 padded tokens * 140 = 28,000 bytes.
     # The packed row of 100 tokens holds 14,000 + k * 100 * (110 - 10), so k = 1.4 -> 1
     assert budget.apply(100, 400) == 1
@@ -92,6 +92,9 @@ def test_the_count_by_hand(policy):
     assert kept_layers(model) == [False] * LAYERS
     # 0.5 * 10,000 * 140 is room for 68 layers; there are 3
     assert budget.apply(100, 10_000) == LAYERS
+    # Layers that kept 160 bytes before they were fused: 0.5 * 400 * (30 + 160) = 38,000 = 14,000 + 2.4 * 10,000
+    budget._unfused_bytes = 160.0
+    assert budget.apply(100, 400) == 2
 
 
 def test_activations_are_weighed_without_a_trace(policy):

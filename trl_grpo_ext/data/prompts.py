@@ -109,7 +109,7 @@ def check_columns(dataset: Dataset | IterableDataset, name: str) -> None:
             "dataset.rename_column('question', 'prompt')."
         )
     prompt = first["prompt"]
-    if not isinstance(prompt, str) and not is_conversational({"prompt": prompt}):
+    if not isinstance(prompt, str) and (prompt == [] or not is_conversational({"prompt": prompt})):
         raise ValueError(
             f"{name}: 'prompt' is {json.dumps(prompt, default=str)[:80]}; it must be a string or a list of messages "
             '[{"role": "user", "content": "..."}]'

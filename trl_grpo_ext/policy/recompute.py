@@ -24,10 +24,10 @@ _PROBE_TOKENS = 64  # of each of the prompt and two completions, when a layer's 
 class RecomputeBudget:
     """Chooses, before every forward pass, how many layers are checkpointed.
 
-    With `h` bytes of a layer's input and `a` bytes of all its activations per token (measured), `L` layers, `N` packed
-    and `M` padded tokens: checkpointing everything holds `M (L h + a)` for the padded micro-batch, since one layer is
-    recomputed at a time. Keeping the activations of `k` layers of the packed row holds `N (L h + a + k (a - h))`, and
-    `k` is the largest for which that is within `share` of the former.
+    With `h` bytes of a layer's input and `a` bytes of all its activations per token (measured; `a'` before layers were
+    fused), `L` layers, `N` packed and `M` padded tokens: checkpointing everything holds `M (L h + a')` for the padded
+    micro-batch, since one layer is recomputed at a time. Keeping the activations of `k` layers of the packed row holds
+    `N (L h + a + k (a - h))`, and `k` is the largest for which that is within `share` of the former.
     """
 
     def __init__(
@@ -37,6 +37,10 @@ class RecomputeBudget:
         self._share = share
         config = base_model.config.get_text_config()
         self._input_bytes = float(config.hidden_size * base_model.dtype.itemsize)
+        self._activation_bytes = self._unfused_bytes = self._weigh(model, base_model, scorer)
+
+    def weigh_again(self, model: nn.Module, base_model: PreTrainedModel, scorer: CompletionScorer) -> None:
+        """Layers were fused: packed rows run with what they keep now, padded ones ran with what they kept before."""
         self._activation_bytes = self._weigh(model, base_model, scorer)
 
     def _weigh(self, model: nn.Module, base_model: PreTrainedModel, scorer: CompletionScorer) -> float:
@@ -68,8 +72,9 @@ class RecomputeBudget:
     def apply(self, packed_tokens: int, padded_tokens: int) -> int:
         """Set the layers' flags for a row; returns how many keep their activations."""
         count = len(self._layers)
-        checkpointed = count * self._input_bytes + self._activation_bytes
-        spare = self._share * padded_tokens * checkpointed - packed_tokens * checkpointed
+        inputs = count * self._input_bytes
+        budget = self._share * padded_tokens * (inputs + self._unfused_bytes)
+        spare = budget - packed_tokens * (inputs + self._activation_bytes)
         extra = packed_tokens * max(self._activation_bytes - self._input_bytes, 1.0)
         keep = max(0, min(count, int(spare / extra))) if count else 0
         for i, layer in enumerate(self._layers):
