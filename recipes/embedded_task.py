@@ -9,8 +9,8 @@ The model is warmed up on the work of a careless pupil, who knows how to add but
 
     completion   <think>5+6+0=11 7+8+0=15 4+3+0=7</think><answer>751</answer>
 
-Imitation alone therefore stalls near the share of additions that need no carry, about a third. That carrying pays is for
-the reward to teach, which looks at the answer only.
+Imitation alone therefore stalls near the share of additions that need no carry, about a third. That carrying pays is
+for the reward to teach, which looks at the answer only.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 DIGITS = {2: 4, 3: 3, 4: 2, 5: 1}  # digits of both numbers -> weight: most problems are short, a few are long
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 FORGETFULNESS = 0.75  # share of the warm-up's additions in which the pupil forgets the carries
-MAX_COMPLETION_LENGTH = 60  # tokens; a worked addition has at most 59
+MAX_COMPLETION_LENGTH = 60  # tokens; a worked addition has at most 55
 
 Row = dict[str, str]
 

@@ -15,6 +15,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from recipes.embedded_task import (
+    DIGITS,
     FORGETFULNESS,
     MAX_COMPLETION_LENGTH,
     TAGS,
@@ -37,8 +38,8 @@ ROOT = Path(__file__).resolve().parents[1]
         (475, 386, False, "<think>5+6+0=11 7+8+0=15 4+3+0=7</think><answer>751</answer>"),
         # the last column keeps both digits: 4+3 = 7, 2+1 = 3, 9+8 = 17: 1737
         (924, 813, True, "<think>4+3+0=7 2+1+0=3 9+8+0=17</think><answer>1737</answer>"),
-        # a zero in front stays a digit: 0+5 = 5, 0+9 = 9, 1+9 = 10: 1095
-        (100, 995, True, "<think>0+5+0=5 0+9+0=9 1+9+0=10</think><answer>1095</answer>"),
+        # as many columns as digits: 0+5 = 5, 1+9 = 10: 105
+        (10, 95, True, "<think>0+5+0=5 1+9+0=10</think><answer>105</answer>"),
     ],
 )
 def test_worked_addition(a: int, b: int, carries: bool, completion: str) -> None:
@@ -62,8 +63,9 @@ def test_tags_survive_decoding_and_special_tokens_do_not() -> None:
 
 
 def test_the_longest_working_fits() -> None:
-    # columns of 8 characters: 9+9+0=18 9+9+1=19 9+9+1=19; 2 spaces, 4 tags, 1998, EOS: 24 + 2 + 4 + 4 + 1 = 35
-    assert len(make_tokenizer()(worked_addition(999, 999))["input_ids"]) + 1 == 35 <= MAX_COMPLETION_LENGTH
+    # 5 columns of 8 characters (9+9+1=19), 4 spaces, 4 tags, 199998, EOS: 40 + 4 + 4 + 6 + 1 = 55
+    assert max(DIGITS) == 5
+    assert len(make_tokenizer()(worked_addition(99999, 99999))["input_ids"]) + 1 == 55 <= MAX_COMPLETION_LENGTH
 
 
 def test_splits_share_no_problem_and_depend_on_the_seed_alone() -> None:
@@ -88,7 +90,8 @@ def test_warm_up_is_a_careless_pupils_work() -> None:
         if right != forgetful:
             with_carry += 1
             careless += row["completion"] == forgetful
-    # a share of n = 1,400 draws: its standard deviation is sqrt(0.75 * 0.25 / 1400) = 0.012
+    assert with_carry > 1000
+    # a share of more than 1,000 draws: its standard deviation is below sqrt(0.75 * 0.25 / 1000) = 0.014
     assert careless / with_carry == pytest.approx(FORGETFULNESS, abs=0.05)
 
 

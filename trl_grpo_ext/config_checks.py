@@ -107,6 +107,11 @@ def _kl_in_reward(config: GRPOConfig) -> Iterator[str]:
             "whole distributions, while a reward is charged for the sampled tokens. Set kl_estimator='k1', or "
             "kl_in_reward=False."
         )
+    if config.multi_objective_aggregation == "normalize_then_sum":
+        yield (
+            "kl_in_reward=True must come with multi_objective_aggregation='sum_then_normalize': normalized by itself, "
+            "the KL would weigh the same whatever beta is. Set it, or kl_in_reward=False."
+        )
 
 
 def _both_generation_sizes(config: GRPOConfig) -> Iterator[str]:

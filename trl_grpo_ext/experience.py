@@ -25,7 +25,7 @@ class Experience:
     ref_logps: torch.Tensor | None  # (B, C)
     advantages: torch.Tensor  # (B,)
     in_loss: torch.Tensor  # (B,) bool; False for truncated completions that are masked
-    dapo_tokens: float  # TRL's num_items_in_batch per process and accumulation window
+    slice_tokens: float  # tokens in the loss, all processes', per process and micro-step: of TRL's num_items_in_batch
     generated_at: int  # global step whose policy drew it
 
     def state_dict(self) -> dict[str, Any]:
@@ -47,7 +47,7 @@ class MicroBatch:
     fresh: torch.Tensor  # (S,) bool: drawn by the policy as it is now, so that the ratio is 1
     ref_logps: torch.Tensor | None  # (S, C)
     in_loss: torch.Tensor  # (S,) bool
-    dapo_tokens: torch.Tensor  # (S,)
+    dapo_tokens: torch.Tensor  # (S,) `slice_tokens` of its generation, times the step's micro-steps
 
 
 @dataclass(slots=True)
@@ -55,6 +55,7 @@ class StepBatch:
     """The completions of one optimizer step, gathered from one or more generations."""
 
     global_step: int
+    micro_steps: int = 0  # gradient accumulation steps, fewer in an epoch's last optimizer step
     prompt_ids: list[list[int]] = field(default_factory=list)
     parts: list[GroupPart] = field(default_factory=list)  # indices into prompt_ids and the lists below
     completion_ids: list[list[int]] = field(default_factory=list)
@@ -64,7 +65,7 @@ class StepBatch:
     old_logps: list[torch.Tensor] = field(default_factory=list)
     ref_logps: list[torch.Tensor] = field(default_factory=list)
     fresh: list[bool] = field(default_factory=list)
-    dapo_tokens: list[float] = field(default_factory=list)
+    slice_tokens: list[float] = field(default_factory=list)
 
     def add(self, experience: Experience, indices: range) -> None:
         """Add these completions of a generation."""
@@ -83,7 +84,7 @@ class StepBatch:
             if experience.ref_logps is not None:
                 self.ref_logps.append(experience.ref_logps[i, :length])
             self.fresh.append(experience.generated_at == self.global_step)
-            self.dapo_tokens.append(experience.dapo_tokens)
+            self.slice_tokens.append(experience.slice_tokens)
         self.parts += [GroupPart(prompt, tuple(members)) for prompt, members in groups.items()]
 
     @property
@@ -142,5 +143,5 @@ class StepBatch:
             fresh=tensor(self.fresh),
             ref_logps=padded(self.ref_logps) if self.ref_logps else None,
             in_loss=tensor(self.in_loss),
-            dapo_tokens=tensor(self.dapo_tokens),
+            dapo_tokens=tensor(self.slice_tokens) * self.micro_steps,
         )

@@ -115,7 +115,6 @@ class ExperienceMaker:
 
         kept = [reason == "eos" or not self.args.mask_truncated_completions for reason in rollouts.finish_reasons]
         tokens = sum(length for length, keep in zip(rollouts.lengths, kept, strict=True) if keep)
-        window = self.args.gradient_accumulation_steps / (self.args.steps_per_generation or 1)
         experience = Experience(
             prompt_ids=rollouts.prompt_ids,
             completion_ids=rollouts.completion_ids,
@@ -124,7 +123,7 @@ class ExperienceMaker:
             ref_logps=None,
             advantages=torch.zeros(len(kept)),
             in_loss=torch.tensor(kept),
-            dapo_tokens=sum(gather_object([tokens])) / processes * window,
+            slice_tokens=sum(gather_object([tokens])) / processes / (self.args.steps_per_generation or 1),
             generated_at=state.global_step,
         )
         if self.reference is not None and self.args.kl_estimator != "full":

@@ -131,17 +131,28 @@ def named_datasets(
 
 
 def check_prompt_lengths(
-    datasets: dict[str, Dataset | IterableDataset], encoder: PromptEncoder, model: PreTrainedModel
+    datasets: dict[str, Dataset | IterableDataset], encoder: PromptEncoder, model: PreTrainedModel, completion: int
 ) -> int | None:
-    """Longest prompt the model's context allows (None: unknown), after refusing longer ones in map-style datasets."""
+    """Longest prompt the model's context allows (None: unknown), after refusing longer ones in map-style datasets.
+
+    Rotary positions go on beyond the context a model was trained for, so there a prompt must only leave room for the
+    first token. A table of learned positions ends: a prompt must leave room for `completion` tokens.
+    """
     context = context_limit(model)
     if context is None:
         return None
+    rotary = getattr(model.config.get_text_config(), "rope_parameters", None) is not None
+    limit = context - (1 if rotary else completion)
+    if limit < 1:
+        raise ValueError(
+            f"max_completion_length={completion} must be below the model's context of {context} tokens, or no prompt "
+            "fits beside a completion. Lower max_completion_length."
+        )
     for name, dataset in datasets.items():
         if isinstance(dataset, Dataset):
-            why = f"that fit into the model's context of {context} tokens together with a completion"
-            check_lengths(dataset, name, encoder, context - 1, why)
-    return context - 1
+            why = f"that the model's context of {context} tokens has room for, beside a completion"
+            check_lengths(dataset, name, encoder, limit, why)
+    return limit
 
 
 def choose_packing(model: PreTrainedModel, scorer: CompletionScorer, choice: str) -> bool:

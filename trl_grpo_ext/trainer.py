@@ -126,7 +126,7 @@ class GRPOTrainer(_BaseTrainer):
         base = base_model_of(model)
         tokenizer = resolve_tokenizer(processing_class, base, args)
         encoder = PromptEncoder(tokenizer, as_dict(args.chat_template_kwargs))
-        prompt_limit = check_prompt_lengths(datasets, encoder, base)
+        prompt_limit = check_prompt_lengths(datasets, encoder, base, args.max_completion_length)
         model = make_trainable(model, args, peft_config)
 
         self._scorer = CompletionScorer(base, args.temperature)
@@ -191,7 +191,7 @@ class GRPOTrainer(_BaseTrainer):
         self._clock.start_step()
         size = self.args.per_device_train_batch_size
         step = StepBatch(self.state.global_step)
-        drawn = micro_steps = 0
+        drawn = 0
         for take in self._feed.take(epoch_iterator, num_batches):
             if take.new_rows is not None:
                 metrics = self._metrics["train"]
@@ -199,14 +199,14 @@ class GRPOTrainer(_BaseTrainer):
                 drawn += len(self._experience.prompt_ids)
             assert self._experience is not None
             step.add(self._experience, range(take.slices.start * size, take.slices.stop * size))
-            micro_steps += len(take.slices)
-        if not micro_steps:
+            step.micro_steps += len(take.slices)
+        if not step.micro_steps:
             return [], None
         # With several processes the last micro-batch must run on all of them, or gradients would not be reduced
         chosen = step.trained(
             skip_zero_advantages=self._loss_beta == 0.0, at_least_one=self.accelerator.num_processes > 1
         )
-        batches = step.micro_batches(chosen, micro_steps, size, packed=self._packed, device=device)
+        batches = step.micro_batches(chosen, step.micro_steps, size, packed=self._packed, device=device)
         record_micro_batches(self._metrics["train"], step, chosen, batches, size)
         norm = StepNormalizer(len(step.completion_ids), step.num_loss_tokens, 0.0, self.args.max_completion_length)
         empty = torch.zeros(1, 0, dtype=torch.long)

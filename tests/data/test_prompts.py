@@ -114,7 +114,7 @@ def test_completions_keep_order_and_form(encoder, tokenizer):
     assert found == ["one", [{"role": "assistant", "content": "<think> two "}], "<b>"]
 
 
-def test_a_column_for_each_prompt_is_required(encoder):
+def test_every_prompt_needs_its_prefill(encoder):
     with pytest.raises(ValueError, match="zip"):
         encoder.completions(["a", "b"], [""], [[5], [6]])
 

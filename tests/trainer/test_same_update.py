@@ -139,6 +139,7 @@ CASES = [
         Case(f"truncated masked, {name}", {"mask_truncated_completions": True, "loss_type": name, **ACCUMULATE})
         for name in ("grpo", "dapo", "dr_grpo")
     ),
+    Case("truncated masked, bnpo", {"mask_truncated_completions": True, "loss_type": "bnpo"}),
     Case("truncated masked, kl", {"mask_truncated_completions": True, "beta": 0.04}),
     Case("scaled by the batch", {"scale_rewards": "batch", **ACCUMULATE}),
     Case("not scaled", {"scale_rewards": "none", **ACCUMULATE}),

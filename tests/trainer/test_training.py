@@ -398,6 +398,22 @@ def test_training_is_the_same_every_time(make_trainer):
     assert adapter_hash(other.model) != runs[0][0]
 
 
+@pytest.mark.parametrize("fields", [{}, {"steps_per_generation": 1, "gradient_accumulation_steps": 2}])
+def test_no_two_completions_share_their_noise(make_trainer, fields):
+    """One prompt again and again, and a policy that never moves: only the noise can tell completions apart."""
+    drawn = []
+
+    def recorder(completion_ids, **kwargs):
+        drawn.extend(map(tuple, completion_ids))
+        return [float(len(ids)) for ids in completion_ids]
+
+    rows = Dataset.from_dict({"prompt": ["ab"] * 4})
+    trainer = make_trainer(reward_funcs=recorder, train_dataset=rows, learning_rate=0.0, max_steps=3, **fields)
+    trainer.train()
+    long = [ids for ids in drawn if len(ids) > 3]  # short ones may well be equal
+    assert len(drawn) >= 18 and len(set(long)) == len(long) > 12
+
+
 def test_masked_truncated_completions_are_in_no_micro_batch(make_trainer, monkeypatch):
     trainer = make_trainer(mask_truncated_completions=True, beta=0.04, max_completion_length=2, max_steps=1)
     compute_loss, batches = trainer.compute_loss, []

@@ -52,10 +52,10 @@ def deal_rows(
 ) -> list[list[GroupPart]]:
     """Deal groups into exactly `num_rows` rows; empty rows, if any, come first.
 
-    No more rows are used than it takes for each to hold about `row_fill` tokens (default: `row_budget`), balanced among
-    each other: a full row is faster than two halves. A group is split, its prefix repeated, only where its packed length
-    is over `row_budget`; a budget that cannot hold what there is is stretched evenly, since the number of rows is the
-    caller's.
+    No more rows are used than it takes for each to hold about `row_fill` tokens (default: `row_budget`), balanced
+    among each other: a full row is faster than two halves. A group is split, its prefix repeated, only where its packed
+    length is over `row_budget`; a budget that cannot hold what there is is stretched evenly, since the number of rows
+    is the caller's.
     """
 
     def size(part: GroupPart) -> int:
