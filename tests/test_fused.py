@@ -10,7 +10,7 @@ from torch import nn
 from transformers.activations import NewGELUActivation
 
 import trl_grpo_ext.fused as fused
-from trl_grpo_ext.fused import fuse_layers
+from trl_grpo_ext.fused import fuse_layers, thin_products
 
 IN, OUT = 6, 10
 
@@ -300,3 +300,89 @@ def test_gelu_new_is_transformers_own():
     # 0.5 * 1 * (1 + tanh(sqrt(2 / pi) * (1 + 0.044715))) = 0.5 * (1 + tanh(0.833562)) = 0.841192
     assert ours(torch.tensor(1.0)).item() == pytest.approx(0.841192, abs=1e-6)
     assert len(outputs[1].grad_fn.next_functions) == 1  # one operation on x
+
+
+# --- thin_products ---
+
+
+def forwards(model):
+    return [vars(module).get("forward") for module in model.modules()]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("adapter", [False, True])
+def test_thin_products_are_the_same_at_any_number_of_rows(bias, adapter):
+    model = twins(bias)[1] if adapter else Net(bias)
+    layer = proj(model) if adapter else model.proj
+    torch.manual_seed(2)
+    for count in (1, 2, 3, 7, 8, 9, 16, 17, 95, 96, 97, 150):
+        x = torch.randn(count, IN)
+        with torch.no_grad():
+            expected = model(x)
+            with thin_products(model):
+                assert vars(layer)["forward"].__name__ == "forward"  # the stand-in is in place
+                found = model(x)
+                folded = model(x[None, :, None])
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(folded, expected[None, :, None], rtol=1e-5, atol=1e-6)
+        assert found.is_contiguous()
+
+
+@pytest.mark.parametrize("fuse", [False, True])
+def test_layers_are_as_before_after_thin_products(make_model, fuse):
+    torch.manual_seed(0)
+    config = LoraConfig(r=3, target_modules=["q_proj", "dense"], init_lora_weights=False)
+    model = get_peft_model(make_model("phi"), config).eval()
+    if fuse:
+        fuse_layers(model)
+    before = forwards(model)
+    ids = torch.tensor([[5, 6, 7]])
+    expected = model(ids).logits
+    with thin_products(model):
+        assert sum(f is not None and f.__name__ == "forward" for f in forwards(model)) == 2 * 6 + 1
+        with torch.no_grad():
+            torch.testing.assert_close(model(ids).logits, expected, rtol=1e-5, atol=1e-5)
+    assert forwards(model) == before
+    with pytest.raises(RuntimeError, match="inside"), thin_products(model):
+        raise RuntimeError("inside")
+    assert forwards(model) == before
+    assert torch.equal(model(ids).logits, expected)
+
+
+def test_thin_products_follow_the_weights_of_the_next_time():
+    _, ours = twins()
+    x = torch.randn(3, IN)
+    for _ in range(2):
+        with torch.no_grad():
+            for parameter in ours.parameters():
+                parameter += 0.1
+            expected = ours(x)
+            with thin_products(ours):
+                torch.testing.assert_close(ours(x), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", [name for name in LEFT_TO_PEFT if name != "autocast"])
+def test_thin_products_leave_the_out_of_the_ordinary_alone(case):
+    config, change, _ = LEFT_TO_PEFT[case]
+    _, model = twins(**config)
+    torch.manual_seed(3)
+    if change is not None:
+        change(model)
+    x = torch.randn(5, IN)
+    before = forwards(model)
+    with torch.no_grad():
+        expected = model(x)
+        with thin_products(model):
+            assert forwards(model) == before
+            assert torch.equal(model(x), expected)
+
+
+def test_thin_products_leave_other_precisions_and_autocast_alone():
+    model = Net(True)
+    x = torch.randn(5, IN)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = model(x)
+        assert expected.dtype == torch.bfloat16
+        with thin_products(model):
+            assert forwards(model) == [None, None]
+            assert torch.equal(model(x), expected)

@@ -425,6 +425,15 @@ def test_parameters_of_a_call_override_the_sampler_s(engine):
         made.generate(PROMPTS, G, temperature=0)
 
 
+@pytest.mark.parametrize("shared", [True, False], ids=["shared", "rows"])
+def test_a_model_that_diverged_is_refused(tiny, engine, shared):
+    model = tiny()
+    with torch.no_grad():
+        model.model.embed_tokens.weight[9] = torch.nan  # of the third prompt
+    with pytest.raises(FloatingPointError, match="for 3 of 12 completions, the first of prompt 2"):
+        engine(model, shared_prompts=shared).generate(PROMPTS, G, max_new_tokens=3, suppress_tokens=(9,))
+
+
 @pytest.mark.parametrize(
     ("prompts", "count", "message"),
     [

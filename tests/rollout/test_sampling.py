@@ -53,6 +53,10 @@ def test_the_tail_of_a_large_vocabulary_is_reached():
     assert inverse_cdf(probs, torch.tensor([LAST], dtype=torch.float64)).tolist() == [vocabulary - 1]
 
 
+def test_nan_is_still_an_index():
+    assert picked([math.nan, 0.5, 0.5], [0.0, 0.5, LAST]) == [2, 2, 2]
+
+
 # --- TokenSampler ---
 
 V = 13

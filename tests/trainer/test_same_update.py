@@ -125,6 +125,15 @@ CASES = [
     ),
     # One accumulation window over three generations: "fresh" and TRL's choice of old log-probs must still agree
     Case("three generations a step", {"steps_per_generation": 1, **ACCUMULATE, "beta": 0.04}),
+    # An epoch has six micro-steps: one optimizer step of four, and a last one of two
+    *(
+        Case(
+            f"{name} with a short last step",
+            {"loss_type": name, "steps_per_generation": 2, "gradient_accumulation_steps": 4, "max_steps": 3}
+            | {"beta": 0.04},
+        )
+        for name in ("grpo", "dr_grpo", "dapo")
+    ),
     Case(
         "micro-batch smaller than a group",
         {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 6, "loss_type": "grpo", "beta": 0.04},

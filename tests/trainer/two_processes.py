@@ -20,7 +20,7 @@ CASES: dict[str, dict[str, Any]] = {
     "kl": {"beta": 0.04, "loss_type": "dapo"},
     "accumulation and two iterations": {"gradient_accumulation_steps": 2, "num_iterations": 2, "loss_type": "grpo"}
     | {"max_steps": 4, "learning_rate": 0.5},
-    # Nothing to train on in some micro-batches of some process: its peers must not wait for it
+    # Nothing to train on in one of the processes, and in a micro-batch of the other: neither may wait in vain
     "zero variance": {"beta": 0.0, "loss_type": "dr_grpo", "gradient_accumulation_steps": 2},
     "zero variance, padded rows": {"gradient_accumulation_steps": 2, "attention_packing": "off"},
 }
@@ -31,10 +31,9 @@ def token_sum(completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
     return [sum((i + 1) * token for i, token in enumerate(ids)) % 11 / 3.0 for ids in completion_ids]
 
 
-def often_constant(prompts: list[str], completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
-    """The same for all completions of a prompt of an even number of letters."""
-    rewards = token_sum(completion_ids)
-    return [0.5 if len(p) % 2 == 0 else r for p, r in zip(prompts, rewards, strict=True)]
+def only_x(prompts: list[str], completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
+    """Constant but for one prompt, so that only one process, and only one of its micro-batches, has a gradient."""
+    return [r if p == "x" else 0.5 for p, r in zip(prompts, token_sum(completion_ids), strict=True)]
 
 
 def run(model: str, output: str, case: str, batch: int) -> None:
@@ -63,7 +62,7 @@ def run(model: str, output: str, case: str, batch: int) -> None:
     )
     trainer = GRPOTrainer(
         model,
-        often_constant if "zero variance" in case else token_sum,
+        only_x if "zero variance" in case else token_sum,
         args=args,
         train_dataset=Dataset.from_dict({"prompt": PROMPTS}),
         # Odd, so that one process has nothing in the last round
