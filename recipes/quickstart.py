@@ -57,7 +57,7 @@ REWARDS = [accuracy_reward, think_answer_format_reward]
 WARM_UP_STEPS = 260
 WARM_UP_FLOOR, WARM_UP_CEILING = 0.2, 0.5  # of greedy accuracy on the validation problems; see `warm_up`
 
-console = Console()
+console = Console(markup=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,20 +224,20 @@ def show_results(before: Scores, after: Scores, metrics: dict[str, Any], rows: l
     table.add_row("seconds to get there", *(f"{metrics[key]:.0f}" for key in ("seconds_warm_up", "seconds_grpo")))
     console.print(table, f"{metrics['seconds_total']:.0f} seconds in all. The first three problems:")
     for row, *texts in list(zip(rows, before.completions, after.completions, strict=True))[:3]:
-        console.print(f"{row['prompt']}  (answer: {row['solution']})", markup=False, highlight=False)
+        console.print(f"{row['prompt']}  (answer: {row['solution']})", highlight=False)
         for when, text in zip(("before", "after"), texts, strict=True):
-            console.print(f"  {when:6s} {text}", markup=False, highlight=False)
+            console.print(f"  {when:6s} {text}", highlight=False, soft_wrap=True)
 
 
 def show_how_to_load(warm_model: Path, adapter: Path) -> None:
     """The three lines that load the adapter without this package."""
-    console.print("The adapter is saved, and reproduces these completions when it is loaded with plain peft:\n")
+    console.print("The adapter is saved. Loaded with plain peft, it reproduces these completions:\n", soft_wrap=True)
     for line in (
         "from peft import PeftModel; from transformers import AutoModelForCausalLM",
         f'base = AutoModelForCausalLM.from_pretrained("{warm_model}")',
         f'model = PeftModel.from_pretrained(base, "{adapter}")',
     ):
-        console.print(f"    {line}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"    {line}", highlight=False, soft_wrap=True)
 
 
 def quiet_libraries() -> None:
@@ -311,9 +311,9 @@ def main() -> None:
     parser.add_argument("--warm-model", type=Path, help="start from this warmed-up model; made and kept if missing")
     arguments = parser.parse_args()
     quiet_libraries()
-    torch.set_num_threads(
-        1
-    )  # a second one gains a third, but a busy core then costs a multiple; and sums stay the same
+    # A second thread would gain a third on idle cores and cost a multiple on busy ones; and with one, sums, and so the
+    # results of a seed, do not depend on the number of cores.
+    torch.set_num_threads(1)
     run(arguments)
 
 

@@ -142,7 +142,8 @@ def test_quickstart_adapter_loads_with_plain_peft(finished_run: tuple[Path, dict
     model = PeftModel.from_pretrained(base, output_dir / "adapter")
     tokenizer = AutoTokenizer.from_pretrained(output_dir / "warm_model")
     rows = make_splits(0).held_out
-    batch = tokenizer([row["prompt"] for row in rows], return_tensors="pt")
+    prompts = [row["prompt"] for row in rows]
+    batch = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left")
     prompt_length = batch["input_ids"].shape[1]
     output = model.generate(
         input_ids=batch["input_ids"],
