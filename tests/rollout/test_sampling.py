@@ -44,13 +44,15 @@ def test_every_row_has_its_own_uniform_and_distribution():
 
 
 def test_the_tail_of_a_large_vocabulary_is_reached():
-    """In float32 the running sum would stop growing before the end."""
-    vocabulary = 150_000
-    probs = torch.full((1, vocabulary), 1 / vocabulary)
-    for token in (1, 77_777, vocabulary - 2, vocabulary - 1):
-        middle = torch.tensor([(token + 0.5) / vocabulary], dtype=torch.float64)
+    """After the first token float32 sums step by 2^-23, so 1,000 tokens of 2^-27 would never move them."""
+    tail, small = 1000, 2.0**-27
+    probs = torch.full((1, tail + 1), small)
+    probs[0, 0] = 1.0
+    total = 1 + tail * small
+    for token in (1, 500, tail):
+        middle = torch.tensor([(1 + (token - 0.5) * small) / total], dtype=torch.float64)
         assert inverse_cdf(probs, middle).tolist() == [token]
-    assert inverse_cdf(probs, torch.tensor([LAST], dtype=torch.float64)).tolist() == [vocabulary - 1]
+    assert inverse_cdf(probs, torch.tensor([LAST], dtype=torch.float64)).tolist() == [tail]
 
 
 def test_nan_is_still_an_index():
