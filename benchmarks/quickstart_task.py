@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--results", type=Path, default=HERE / "results")
     arguments = parser.parse_args()
-    table = Table(title="quickstart task: 60 steps of GRPO, TRL 1.16 and ours")
+    table = Table(title="quickstart task: GRPO with TRL and with ours")
     for heading in ("seed", "accuracy before", "after: trl", "after: ours", "seconds: trl", "ours", "ours / trl"):
         table.add_column(heading, justify="right")
     rows, ratios = [], []

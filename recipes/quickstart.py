@@ -8,8 +8,8 @@ adapter is trained with GRPO on two rewards: the form `<think>..</think><answer>
 They teach it to carry.
 
 Hardware: any CPU (two cores), or a GPU if there is one. No network.
-Time: 2.5 to 3 minutes on two shared cores (`seconds_total`: 164 s for seed 1, 141 s for seed 2).
-Expect: held-out greedy accuracy from about 35 % to about 90 % (seed 1: 34 % to 92 %, seed 2: 37 % to 86 %).
+Time: 2.5 to 3 minutes on two shared cores (`seconds_total`: 157, 164 and 141 s for seeds 0, 1, 2).
+Expect: held-out greedy accuracy from about 35 % to about 90 % (seeds 0, 1, 2: 35 to 89, 34 to 92, 37 to 86 %).
 """
 
 from __future__ import annotations

@@ -242,15 +242,21 @@ def test_looking_for_the_ended_less_often(engine, monkeypatch, every, settings):
     assert_same(engine().generate(PROMPTS, G, **SETTINGS, **settings), expected)
 
 
-def test_ended_completions_cost_nothing_more(tiny, engine):
-    """Rows per decode step are those that are still alive, and prompts are read once."""
+@pytest.mark.parametrize("every", [1, 3])
+def test_ended_completions_cost_nothing_after_the_next_look(tiny, engine, monkeypatch, every):
+    """Prompts are read once; rows of a decode step are those that were alive when last looked at."""
+    monkeypatch.setattr(sampler, "_CHECK_EVERY", {"cpu": every})
     model = tiny()
     shapes = []
-    model.register_forward_pre_hook(lambda _, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)),
-                                    with_kwargs=True)  # fmt: skip
+
+    def watch(_, args, kwargs):
+        shapes.append(tuple(kwargs["input_ids"].shape))
+
+    model.register_forward_pre_hook(watch, with_kwargs=True)
     lengths = engine(model).generate(PROMPTS, G, **SETTINGS).lengths
-    alive = [sum(length > step for length in lengths) for step in range(1, max(lengths))]
-    assert shapes == [(1, sum(map(len, PROMPTS)))] + [(count, 1) for count in alive]
+    looked = [step // every * every for step in range(1, SETTINGS["max_new_tokens"])]
+    alive = [sum(length > step for length in lengths) for step in looked]
+    assert shapes == [(1, sum(map(len, PROMPTS)))] + [(count, 1) for count in alive if count]
 
 
 def test_long_completions_of_many_groups(tiny, engine):
