@@ -153,6 +153,21 @@ class GRPOConfig(_BaseConfig):
         "sum_then_normalize",
     )
 
+    # What reward functions may take before they are stopped
+    reward_timeout: float = _help(
+        "Seconds of wall time for the reward of a completion; over it, the completion has no reward.", 10.0
+    )
+    reward_memory_mb: int = _help("Megabytes that a process which runs rewards may allocate.", 1024)
+    reward_workers: int | None = _help(
+        "Processes that reward functions run in, where they can be pickled. If unset, one per core, 8 at most; 0 runs "
+        "them in the training process, where nothing can stop one that hangs.",
+        None,
+    )
+    reward_concurrency: int = _help("Calls of an async reward function under way at a time.", 32)
+    reward_max_failure_rate: float = _help(
+        "Share of a batch that a reward may fail on (raise, hang, return no finite number) before training stops.", 0.5
+    )
+
     # How the update is computed
     attention_packing: str = _help(
         "Shared-prompt packing. 'auto': wherever a probe at start-up finds it exact, with one warning where it does "

@@ -88,6 +88,22 @@ RULES: tuple[Rule, ...] = (
         "Leave it unset for one-sided clipping",
         optional=True,
     ),
+    Rule("reward_timeout", number(lambda v: v > 0), "a number of seconds above 0", "The default is 10"),
+    Rule("reward_memory_mb", integer(1), "an integer of at least 1", "The default is 1024"),
+    Rule(
+        "reward_workers",
+        integer(0),
+        "an integer of at least 0",
+        "Leave it unset for one per core; 0 runs rewards in the training process",
+        optional=True,
+    ),
+    Rule("reward_concurrency", integer(1), "an integer of at least 1", "The default is 32"),
+    Rule(
+        "reward_max_failure_rate",
+        number(lambda v: 0 <= v <= 1),
+        "a number in [0, 1]",
+        "0 stops at the first failure, 1 never; the default is 0.5",
+    ),
 )
 RULE_OF = {rule.field: rule for rule in RULES}
 

@@ -32,6 +32,7 @@ class Scored:
 
     rollouts: Rollouts
     rewards: torch.Tensor  # (B, K), NaN for None
+    failed: torch.Tensor  # (B, K) bool, where a reward failed
     prompts: list[Any]
     completions: list[Any]
     seconds: dict[str, float]  # "rollout", "reward"
@@ -81,7 +82,7 @@ class ExperienceMaker:
         prefills = [prompt.prefill for prompt in encoded for _ in range(num_generations)]
         completions = self.encoder.completions(prompts, prefills, rollouts.completion_ids)
         names = sorted(set(rows[0]) - {"prompt", "completion", "completion_ids"})
-        rewards = self.reward_scorer.score(
+        scores = self.reward_scorer.score(
             prompts,
             completions,
             rollouts.completion_ids,
@@ -91,7 +92,7 @@ class ExperienceMaker:
             prefills=prefills,
         )
         seconds = {"rollout": generated - started, "reward": time.perf_counter() - generated}
-        return Scored(rollouts, rewards, prompts, completions, seconds)
+        return Scored(rollouts, scores.rewards, scores.failed, prompts, completions, seconds)
 
     def make(
         self, rows: list[Row], state: TrainerState, drawn: int, metrics: MetricLog, clock: StepClock
@@ -168,19 +169,21 @@ class ExperienceMaker:
 
         A process that has nothing takes part with an empty list.
         """
-        own: list[tuple[int, int, bool, list[float]]] = []
+        own: list[tuple[int, int, bool, list[float], list[bool]]] = []
         for scored in batches:
             rollouts = scored.rollouts
             prompt_lengths = [len(ids) for ids in rollouts.prompt_ids for _ in range(rollouts.num_generations)]
             ended = [reason == "eos" for reason in rollouts.finish_reasons]
-            own += zip(prompt_lengths, rollouts.lengths, ended, scored.rewards.tolist(), strict=True)
+            own += zip(prompt_lengths, rollouts.lengths, ended, scored.rewards.tolist(), scored.failed.tolist(), strict=True)
         everyone = gather_object(own)
-        prompts, lengths, stops, rewards = zip(*everyone, strict=True)
+        prompts, lengths, stops, rewards, failed = zip(*everyone, strict=True)
         for name, value in length_metrics(torch.tensor(lengths), torch.tensor(stops)).items():
             metrics.record(name, value)
         names = self.reward_scorer.names
         for name, value in reward_metrics(torch.tensor(rewards), names, self.reward_weights).items():
             metrics.record(name, value)
+        for name, count in zip(names, torch.tensor(failed).sum(dim=0).tolist(), strict=True):
+            metrics.record(f"rewards/{name}/failed", count)
         extras, values = self.reward_scorer.pop_logged()
         self._extras = extras
         # Not every process has logged every metric, nor the same number of times

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -26,8 +27,8 @@ from .policy import (
     load_model,
     packing_problem,
 )
-from .rewards import RewardScorer
-from .rewards.firewall import RESERVED
+from .rewards import Limits, RewardScorer
+from .rewards.batch import RESERVED
 
 logger = get_logger(__name__)
 
@@ -220,6 +221,9 @@ def make_rewards(
         chat_template_kwargs=as_dict(args.chat_template_kwargs),
         device=args.device,
         trust_remote_code=args.trust_remote_code,
+        limits=Limits(args.reward_timeout, args.reward_memory_mb, args.reward_workers, args.reward_concurrency),
+        max_failure_rate=args.reward_max_failure_rate,
+        failures_file=Path(str(args.output_dir)) / "reward_failures.jsonl",
     )
     return scorer, reward_weights(args.reward_weights, scorer.names)
 

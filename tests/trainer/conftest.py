@@ -81,13 +81,15 @@ def make_trainer(
     optional = ("eval_dataset", "reward_processing_classes", "callbacks", "optimizers", "quantization_config", "args")
 
     def make(**given: Any) -> GRPOTrainer:
-        defaults = {"reward_funcs": token_sum, "train_dataset": rows, "processing_class": tiny_tokenizer}
+        inputs = {"reward_funcs": token_sum, "train_dataset": rows, "processing_class": tiny_tokenizer}
         own = {name: given.pop(name) for name in (*arguments, *optional) if name in given}
         if "model" not in own:
             own["model"] = make_model()
             own.setdefault("peft_config", lora())
         if "args" not in own:
-            own["args"] = GRPOConfig(**{"output_dir": str(tmp_path / "out")} | SETTINGS | given)
-        return GRPOTrainer(**{**defaults, **own})
+            # In this process: starting workers for every trainer of the suite would cost more than the tests
+            defaults = {"output_dir": str(tmp_path / "out"), "reward_workers": 0}
+            own["args"] = GRPOConfig(**defaults | SETTINGS | given)
+        return GRPOTrainer(**{**inputs, **own})
 
     return make

@@ -1,8 +1,41 @@
-"""Completions -> rewards: what a completion is worth, and the runner that asks every reward function."""
+"""Completions -> rewards: what a completion is worth, and the firewall around whoever says so."""
 
-from .accuracy import accuracy_reward
-from .firewall import RewardError
-from .format import think_answer_format_reward
-from .scoring import RewardScorer
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["RewardError", "RewardScorer", "accuracy_reward", "think_answer_format_reward"]
+if TYPE_CHECKING:
+    from .accuracy import accuracy_reward
+    from .failures import RewardError
+    from .format import think_answer_format_reward
+    from .marks import in_process, row_wise
+    from .runner import Limits
+    from .scoring import RewardScorer, Scores
+
+# Imported on first use: the worker processes that rewards run in need neither torch nor TRL for most of them
+_MODULE_OF = {
+    "Limits": "runner",
+    "RewardError": "failures",
+    "RewardScorer": "scoring",
+    "Scores": "scoring",
+    "accuracy_reward": "accuracy",
+    "in_process": "marks",
+    "row_wise": "marks",
+    "think_answer_format_reward": "format",
+}
+
+__all__ = [
+    "Limits",
+    "RewardError",
+    "RewardScorer",
+    "Scores",
+    "accuracy_reward",
+    "in_process",
+    "row_wise",
+    "think_answer_format_reward",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)

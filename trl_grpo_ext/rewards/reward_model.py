@@ -23,6 +23,14 @@ class RewardModel:
     device: torch.device
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     batch_size: int = 16
+    reward_reads_prefills = True
+    reward_runs_in_process = True
+
+    def __call__(
+        self, prompts: Sequence[Any], completions: Sequence[Any], prefills: Sequence[str], **kwargs: Any
+    ) -> list[float]:
+        """`score`, called as reward functions are."""
+        return self.score(prompts, completions, prefills)
 
     @classmethod
     def load(

@@ -1,44 +1,49 @@
-"""Run the reward functions on a batch of completions.
+"""Completions -> rewards: reward functions and reward models of every kind behind one call.
 
-A reward that raises, answers with the wrong number of values, or with something that is not a finite number, stops the
-run with an error that says which reward, at which step, on which prompt and completion. Nothing is replaced by 0.
+What a reward fails on has no reward: it is counted and written down, never replaced by 0. See `runner.py`.
 """
 
 from __future__ import annotations
 
-import asyncio
-import atexit
 import logging
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 from torch import nn
-from trl.trainer.utils import (
-    get_callable_name,
-    is_async_callable,
-    shutdown_event_loop_in_daemon,
-    start_event_loop_in_daemon,
-)
+from trl.trainer.utils import get_callable_name
 
-from trl_grpo_ext.rewards.firewall import RewardBatch, blame, checked, short
+from trl_grpo_ext.rewards.batch import RewardBatch
+from trl_grpo_ext.rewards.failures import FailureLog
+from trl_grpo_ext.rewards.outcome import short
 from trl_grpo_ext.rewards.reward_model import RewardModel
+from trl_grpo_ext.rewards.runner import Limits, RewardRunner
 
 logger = logging.getLogger(__name__)
 
 RewardFunc: TypeAlias = "str | nn.Module | Callable[..., Any]"
 
 
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """The rewards of B completions by K functions."""
+
+    rewards: torch.Tensor  # (B, K) float32 on the CPU; NaN where a function returned None or failed
+    failed: torch.Tensor  # (B, K) bool
+
+
 class RewardScorer:
-    """K rewards of one kind or another behind one call: `score(...)` -> (B, K).
+    """K rewards of one kind or another behind one call.
 
     Args:
         reward_funcs: one reward or a list of them, as in `trl.GRPOTrainer`: a callable (sync or async)
             `f(prompts, completions, completion_ids, **columns) -> list[float | None]`, also called with
             `trainer_state`, `log_extra` and `log_metric`; the id or path of a sequence-classification model; or such a
-            model. Async functions run together, in the event loop of a background thread that lives as long as the
-            process (their HTTP clients stay usable from step to step).
+            model. How functions are run is told in `runner.py`.
         names: K names to log by. By default the function's name or the last part of the model's id. Of equal names the
             later ones get `_2`, `_3`, ...
         processing_classes: one or a list of K tokenizers for reward models, None for callables. A reward model's own
@@ -48,6 +53,9 @@ class RewardScorer:
         model_init_kwargs: for loading reward models given by id.
         trust_remote_code: for loading reward models and their tokenizers.
         reward_model_batch_size: how many completions a reward model sees at a time.
+        limits: what a function may take before it is stopped, and how many run at a time.
+        max_failure_rate: share of a batch that a reward may fail on before the run is stopped.
+        failures_file: where failures are written, as JSON Lines; nowhere by default.
 
     Raises:
         ValueError: no reward, or `names` or `processing_classes` of another length.
@@ -65,6 +73,9 @@ class RewardScorer:
         model_init_kwargs: Mapping[str, Any] | None = None,
         trust_remote_code: bool = False,
         reward_model_batch_size: int = 16,
+        limits: Limits | None = None,
+        max_failure_rate: float = 0.5,
+        failures_file: Path | None = None,
     ) -> None:
         funcs = list(reward_funcs) if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
         if not funcs:
@@ -90,7 +101,8 @@ class RewardScorer:
         self.names = _unique(_one_for_each("names", list(names), len(funcs)) if names is not None else own_names)
         self._extras: defaultdict[str, list[Any]] = defaultdict(list)
         self._metrics: defaultdict[str, list[float]] = defaultdict(list)
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._failures = FailureLog(failures_file, max_failure_rate)
+        self._runner = RewardRunner(self.rewards, self.names, limits or Limits())
 
     def score(
         self,
@@ -102,7 +114,7 @@ class RewardScorer:
         step: int,
         trainer_state: Any = None,
         prefills: Sequence[str] | None = None,
-    ) -> torch.Tensor:
+    ) -> Scores:
         """Every reward of every completion.
 
         Args:
@@ -113,27 +125,28 @@ class RewardScorer:
             prefills: what each completion's text begins with that its prompt wrote already (a `<think>` opened by a
                 chat template), so that reward models do not read it twice. Nothing by default.
 
-        Returns:
-            (B, K) float32 on the CPU; NaN where a function returned None.
-
         Raises:
-            ValueError: a function did not return one value per completion, or B differs between the arguments.
-            RewardError: a reward raised, or a function returned something that is not a finite number or None.
+            ValueError: B differs between the arguments.
+            RewardError: a reward failed on more than `max_failure_rate` of the completions.
         """
         ids = [list(completion) for completion in completion_ids]
         written = [""] * len(completions) if prefills is None else list(prefills)
         batch = RewardBatch(list(prompts), list(completions), ids, dict(columns), step, written)
-        hooks = {"trainer_state": trainer_state, "log_extra": self._log_extra, "log_metric": self._log_metric}
-        awaited = [k for k, reward in enumerate(self.rewards) if _is_async(reward)]
-        outputs = {k: self._call(k, batch, hooks) for k in range(len(self.rewards)) if k not in awaited}
-        for k, output in zip(awaited, self._gather(awaited, batch, hooks), strict=True):
-            if isinstance(output, BaseException):
-                raise self._blame(k, batch, hooks, output) from output
-            outputs[k] = output
-        rows = [checked(name, outputs[k], batch) for k, name in enumerate(self.names)]
-        rewards = torch.tensor(rows, dtype=torch.float32).reshape(len(rows), -1).T.contiguous()  # (B, K)
-        _warn_if_unscored(rewards, batch)
-        return rewards
+        outcomes = self._runner.run(batch, trainer_state)
+        for outcome in outcomes:
+            for column, values in outcome.extras:
+                self._extras[column].extend(values)
+            for name, value in outcome.metrics:
+                self._metrics[name].append(value)
+        values = [[math.nan if value is None else value for value in outcome.values] for outcome in outcomes]
+        rewards = torch.tensor(values, dtype=torch.float32)  # (K, B)
+        failed = torch.zeros(rewards.shape, dtype=torch.bool)
+        for k, outcome in enumerate(outcomes):
+            failed[k, list(outcome.problems)] = True
+            self._failures.report(self.names[k], outcome.problems, batch)
+        scores = Scores(rewards.T.contiguous(), failed.T.contiguous())
+        _warn_if_unscored(scores, batch)
+        return scores
 
     def pop_logged(self) -> tuple[dict[str, list[Any]], dict[str, list[float]]]:
         """What the functions logged by `log_extra` and `log_metric` since the last call: columns, metrics."""
@@ -141,65 +154,9 @@ class RewardScorer:
         self._extras, self._metrics = defaultdict(list), defaultdict(list)
         return logged
 
-    def _call(self, k: int, batch: RewardBatch, hooks: dict[str, Any]) -> Any:
-        reward = self.rewards[k]
-        try:
-            if isinstance(reward, RewardModel):
-                return reward.score(batch.prompts, batch.completions, batch.prefills)
-            return reward(**batch.kwargs(), **hooks)
-        except Exception as error:
-            raise self._blame(k, batch, hooks, error) from error
-
-    def _gather(self, awaited: list[int], batch: RewardBatch, hooks: dict[str, Any]) -> list[Any]:
-        """What these async functions return, run together; an exception stands in its function's place."""
-        if not awaited:
-            return []
-
-        async def call(k: int) -> Any:
-            # Called in here, so that a wrong signature is that function's error too.
-            return await self.rewards[k](**batch.kwargs(), **hooks)  # type: ignore[operator]
-
-        async def gather() -> list[Any]:
-            return await asyncio.gather(*(call(k) for k in awaited), return_exceptions=True)
-
-        # In a thread of its own: `asyncio.run` cannot be called where a loop is running already (a notebook), and a new
-        # loop for every step would break clients that are tied to the loop they were first used in.
-        if self._loop is None:
-            thread, self._loop, ready = start_event_loop_in_daemon(name="trl_grpo_ext-rewards")
-            ready.wait()
-            atexit.register(shutdown_event_loop_in_daemon, thread, self._loop)
-        return asyncio.run_coroutine_threadsafe(gather(), self._loop).result()
-
-    def _blame(self, k: int, batch: RewardBatch, hooks: dict[str, Any], error: BaseException) -> Exception:
-        silent = {**hooks, "log_extra": _ignore, "log_metric": _ignore}
-        reward = self.rewards[k]
-
-        def call(row: RewardBatch) -> None:
-            if isinstance(reward, RewardModel):
-                reward.score(row.prompts, row.completions, row.prefills)
-                return
-            if not _is_async(reward):
-                reward(**row.kwargs(), **silent)
-                return
-            (result,) = self._gather([k], row, silent)
-            if isinstance(result, BaseException):
-                raise result
-
-        return blame(self.names[k], batch, error, call)
-
-    def _log_extra(self, column: str, values: list[Any]) -> None:
-        self._extras[column].extend(values)
-
-    def _log_metric(self, name: str, value: float) -> None:
-        self._metrics[name].append(value)
-
-
-def _is_async(reward: RewardModel | Callable[..., Any]) -> bool:
-    return not isinstance(reward, RewardModel) and is_async_callable(reward)
-
-
-def _ignore(*args: Any) -> None:
-    """Stands in for `log_extra` and `log_metric` while a culprit is looked for: what they got is logged already."""
+    def close(self) -> None:
+        """End the worker processes."""
+        self._runner.close()
 
 
 def _one_for_each(field: str, values: Any, count: int) -> list[Any]:
@@ -221,14 +178,16 @@ def _unique(names: list[str]) -> list[str]:
     return unique
 
 
-def _warn_if_unscored(rewards: torch.Tensor, batch: RewardBatch) -> None:
-    unscored = torch.isnan(rewards).all(dim=1).nonzero().flatten().tolist()
+def _warn_if_unscored(scores: Scores, batch: RewardBatch) -> None:
+    """Of completions that no function would judge; those on which one failed are reported elsewhere."""
+    silent = torch.isnan(scores.rewards).all(dim=1) & ~scores.failed.any(dim=1)
+    unscored = silent.nonzero().flatten().tolist()
     if unscored:
         logger.warning(
             "All reward functions returned None for %d of %d completions at step %d; the first:\n%s\ncolumns: %s\n"
             "Please ensure that at least one reward function returns a valid reward.",
             len(unscored),
-            len(rewards),
+            len(scores.rewards),
             batch.step,
             batch.shown(unscored[0]),
             short({name: values[unscored[0]] for name, values in batch.columns.items()}),

@@ -1,0 +1,97 @@
+"""One call of a reward function, and what came of it. No torch: this runs in reward workers too."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+_SHOWN_CHARS = 2_000
+_SHOWN_FRAMES = 5
+_FLOAT32_MAX = 3.4028234663852886e38
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why there is no value. Kinds: "raised", "timeout", "died" (its process), "count" and "value" (of what it returned)."""
+
+    kind: str
+    message: str
+    trace: str = ""  # of an exception, its last lines
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a call returned for its B completions, or why it returned nothing.
+
+    A single value that is no reward (NaN, text, ...) does not spoil the others: it stands in `problems`.
+    """
+
+    values: list[float | None] = field(default_factory=list)  # B; None where the function said so, or has a problem
+    problems: dict[int, Problem] = field(default_factory=dict)  # completion -> what is wrong with its value
+    failed: Problem | None = None  # the call as a whole; there are no values then
+    extras: list[tuple[str, list[Any]]] = field(default_factory=list)  # calls of `log_extra`
+    metrics: list[tuple[str, float]] = field(default_factory=list)  # calls of `log_metric`
+
+
+def call_reward(function: Callable[..., Any], kwargs: Mapping[str, Any], hooks: Mapping[str, Any]) -> Outcome:
+    """Call it and judge what it returns; raises nothing, whatever it does, but for an interrupt by the user."""
+    outcome = Outcome()
+    try:
+        output = function(**kwargs, **hooks, **logging_hooks(outcome))
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit too: a reward must not end the run
+        return Outcome(failed=raised(error))
+    return judge(output, len(kwargs["completions"]), outcome)
+
+
+def logging_hooks(outcome: Outcome) -> dict[str, Callable[[str, Any], None]]:
+    """`log_extra` and `log_metric`, which take notes in the outcome."""
+    return {
+        "log_extra": lambda column, values: outcome.extras.append((column, list(values))),
+        "log_metric": lambda name, value: outcome.metrics.append((name, float(value))),
+    }
+
+
+def judge(output: Any, expected: int, outcome: Outcome) -> Outcome:
+    """Put what a reward returned for `expected` completions into `outcome`: each value a finite number or None."""
+    rule = f"expected {expected} value{'s' * (expected != 1)}: one number or None per completion"
+    if not isinstance(output, Iterable) or isinstance(output, (str, bytes, Mapping)):
+        return Outcome(failed=Problem("count", f"returned {short(output)} ({type(output).__name__}), {rule}"))
+    try:
+        values = list(output)
+        if len(values) != expected:
+            return Outcome(failed=Problem("count", f"returned {len(values)} values, {rule}"))
+        numbers = [as_number(value) for value in values]
+    except Exception as error:  # a generator, or a number class of somebody's own
+        return Outcome(failed=raised(error))
+    outcome.values = numbers
+    for index, (value, number) in enumerate(zip(values, numbers, strict=True)):
+        if number is None and value is not None:
+            what = f"returned {short(value)} ({type(value).__name__}): neither a finite number nor None"
+            outcome.problems[index] = Problem("value", what)
+    return outcome
+
+
+def raised(error: BaseException) -> Problem:
+    """An exception as a problem."""
+    trace = "".join(traceback.format_exception(error, limit=-_SHOWN_FRAMES))
+    return Problem("raised", f"raised {type(error).__name__}: {short(str(error))}", trace[-_SHOWN_CHARS:])
+
+
+def as_number(value: Any) -> float | None:
+    """The value as a float if it is a finite number (in float32), scalars of NumPy and torch included; else None."""
+    plain = value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
+    # The comparison is False for NaN, for infinities, and for what float32 would round to one.
+    return float(plain) if isinstance(plain, (int, float)) and abs(plain) <= _FLOAT32_MAX else None
+
+
+def short(value: Any) -> str:
+    """Text as it is, anything else by `repr`, cut to a length that fits a message."""
+    try:
+        text = value if isinstance(value, str) else repr(value)
+    except Exception as error:
+        text = f"<a {type(value).__name__} whose repr raises {type(error).__name__}>"
+    return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}... ({len(text)} characters)"

@@ -1,0 +1,110 @@
+"""The processes that rewards run in: a template that has imported them, and the workers forked from it.
+
+Started as `python -m trl_grpo_ext.rewards.worker FD`. The template imports the reward functions once; a worker is then a
+fork of it, a matter of milliseconds, so that one that hangs can be killed and replaced. Nothing here touches torch or
+the training process's memory. A worker dies with the template, the template with the training process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import pickle
+import resource
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from multiprocessing.reduction import recv_handle
+from typing import Any
+
+import dill
+
+from trl_grpo_ext.rewards.outcome import call_reward
+from trl_grpo_ext.rewards.pool import STOP
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main(control: Connection) -> None:
+    """The template: import the rewards, say which of them could be imported, then fork workers on demand."""
+    setup = pickle.loads(control.recv_bytes())
+    sys.path[:] = setup["path"]
+    os.environ.clear()
+    os.environ.update(setup["environ"])
+    functions, problems = [], []
+    for blob in setup["functions"]:
+        try:
+            functions.append(dill.loads(blob))
+            problems.append(None)
+        except BaseException as error:  # whatever importing somebody's module does, the answer is: not in a worker
+            functions.append(None)
+            problems.append(f"{type(error).__name__}: {error}")
+    control.send(problems)
+    workers: set[int] = set()
+    try:
+        while control.recv_bytes():  # a byte asks for a worker, its socket follows
+            handle = recv_handle(control)
+            pid = os.fork()
+            if pid == 0:
+                control.close()
+                _become_worker()
+                _serve(Connection(handle), functions, setup["memory_bytes"])
+            os.close(handle)
+            _own_group(pid)
+            workers.add(pid)
+            control.send(pid)
+            workers -= {pid for pid in workers if os.waitpid(pid, os.WNOHANG)[0]}
+    except (EOFError, OSError):
+        pass  # the training process is gone, or done with us
+    for pid in workers:
+        with contextlib.suppress(OSError):
+            os.killpg(pid, signal.SIGKILL)
+    os._exit(0)
+
+
+def _become_worker() -> None:
+    _own_group(0)  # so that whatever a reward starts can be killed along with it
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _own_group(pid: int) -> None:
+    # Both sides do it, so that neither has to wait for the other; the later one may find it done, or the child gone
+    with contextlib.suppress(OSError):
+        os.setpgid(pid, pid)
+
+
+def _serve(calls: Connection, functions: Sequence[Callable[..., Any]], memory_bytes: int) -> None:
+    """Lists of calls in; after each call its outcome out, so that the other side knows which one is running."""
+    _limit_memory(memory_bytes)
+    try:
+        while True:
+            message = calls.recv_bytes()
+            if message == STOP:
+                continue  # it came too late: the list it was for is done
+            which, rows, hooks = pickle.loads(message)
+            for position, row in enumerate(rows):
+                if position and calls.poll() and calls.recv_bytes() == STOP:
+                    calls.send_bytes(b"")  # the rest is left
+                    break
+                outcome = call_reward(functions[which], pickle.loads(row), pickle.loads(hooks))
+                calls.send_bytes(pickle.dumps(outcome))
+    except (EOFError, OSError):
+        os._exit(0)
+
+
+def _limit_memory(allowance: int) -> None:
+    """At most so many bytes more than now. Where the system does not enforce it (macOS), there is no cap."""
+    with contextlib.suppress(OSError, ValueError):
+        with open("/proc/self/statm", encoding="ascii") as file:
+            in_use = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        limit = in_use + allowance
+        _, hard = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+
+
+if __name__ == "__main__":
+    main(Connection(int(sys.argv[1])))
