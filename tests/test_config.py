@@ -154,6 +154,11 @@ BAD_NUMBERS = [
     ("epsilon", [-0.1, 1.0]),
     ("epsilon_high", [-0.1]),
     ("delta", [0.0, -1.0]),
+    ("reward_timeout", [0.0, -1.0, float("inf")]),
+    ("reward_memory_mb", [0, 1.5]),
+    ("reward_workers", [-1, 1.5]),
+    ("reward_concurrency", [0]),
+    ("reward_max_failure_rate", [-0.1, 1.1]),
 ]
 GOOD_NUMBERS = {
     "num_generations": [2, 4],
@@ -173,6 +178,11 @@ GOOD_NUMBERS = {
     "epsilon": [0.0, 0.99],
     "epsilon_high": [None, 0.0, 5.0],
     "delta": [None, 0.5, 4.0],
+    "reward_timeout": [0.5, 60],
+    "reward_memory_mb": [1],
+    "reward_workers": [None, 0, 3],
+    "reward_concurrency": [1],
+    "reward_max_failure_rate": [0.0, 1],
 }
 
 

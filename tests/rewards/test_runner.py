@@ -183,7 +183,7 @@ def test_too_many_failures_stop_the_run(make_scorer: Any, tmp_path: Path) -> Non
         score(scorer, "raise:1", "ok", "raise:2", "nan", "raise:4", step=9)
     message = str(caught.value)
     for part in ("'by_row' failed on 4 of 5 completions at step 9", "reward_max_failure_rate=0.5", "f.jsonl",
-                 "completion 0 of 5: raised ValueError: cannot judge 1", "prompt: p0", "completion: raise:1",
+                 "completion 0 of 5: raised ValueError: cannot judge 1", "prompt: 'p0'", "completion: 'raise:1'",
                  "completion 2 of 5", "completion 3 of 5: returned nan (float)", "in _act"):  # fmt: skip
         assert part in message
     assert "completion 4 of 5" not in message  # three examples

@@ -63,8 +63,8 @@ CASES: dict[str, tuple[Callable[[Any], dict[str, Any]], type[Exception], tuple[s
         ValueError,
         ("eval_dataset has no 'prompt' column",),
     ),
-    "prompts of ints": (lambda f: {"train_dataset": prompts(1, 2)}, ValueError, ("'prompt' is 1", "string")),
-    "prompts of token ids": (lambda f: {"train_dataset": prompts([1, 2])}, ValueError, ("'prompt' is [1, 2]",)),
+    "prompts of ints": (lambda f: {"train_dataset": prompts(1, 2)}, ValueError, ("'prompt' of the first row is 1", "string")),
+    "prompts of token ids": (lambda f: {"train_dataset": prompts([1, 2])}, ValueError, ("'prompt' of the first row is [1, 2]",)),
     "a list for a dataset": (
         lambda f: {"train_dataset": [{"prompt": "a"}]},
         TypeError,
@@ -270,13 +270,13 @@ def test_reward_with_a_wrong_number_of_values(make_trainer):
         return [1.0] * (len(completion_ids) - 1)
 
     trainer = make_trainer(reward_funcs=short)
-    with pytest.raises(ValueError, match=r"reward 'short' returned 5 values at step 0, expected 6"):
+    with pytest.raises(RewardError, match=r"(?s)'short' failed on 6 of 6 completions at step 0.*returned 0 values"):
         trainer.train()
     assert trainer.state.global_step == 0
 
 
 def test_reward_that_raises(make_trainer):
-    """The error names the reward, the step, the prompt and the completion, and chains the original."""
+    """The error names the reward, the step, the prompt and the completion."""
     seen = []
 
     def fragile(prompts, completions, trainer_state, **kwargs):
@@ -287,7 +287,10 @@ def test_reward_that_raises(make_trainer):
         return [0.5 * len(completion) for completion in completions]
 
     trainer = make_trainer(
-        reward_funcs=fragile, train_dataset=prompts("ab", "cd", "x", "question"), shuffle_dataset=False
+        reward_funcs=fragile,
+        train_dataset=prompts("ab", "cd", "x", "question"),
+        shuffle_dataset=False,
+        reward_max_failure_rate=0.4,
     )
     with pytest.raises(RewardError) as caught:
         trainer.train()
@@ -296,14 +299,13 @@ def test_reward_that_raises(make_trainer):
     for part in ("'fragile'", "KeyError", "no such answer", "step 1", "completion 3 of 6", "'question'"):
         assert part in message
     assert repr(first_bad) in message
-    assert isinstance(caught.value.__cause__, KeyError)
 
 
 def test_reward_that_is_not_a_number(make_trainer):
     def bad(completion_ids, **kwargs):
         return [float("nan")] * len(completion_ids)
 
-    with pytest.raises(RewardError, match=r"reward 'bad' returned nan .* step 0"):
+    with pytest.raises(RewardError, match=r"(?s)'bad' failed on 6 of 6 completions at step 0.*returned nan"):
         make_trainer(reward_funcs=bad).train()
 
 

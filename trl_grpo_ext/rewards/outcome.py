@@ -78,7 +78,7 @@ def judge(output: Any, expected: int, outcome: Outcome) -> Outcome:
 def raised(error: BaseException) -> Problem:
     """An exception as a problem."""
     trace = "".join(traceback.format_exception(error, limit=-_SHOWN_FRAMES))
-    return Problem("raised", f"raised {type(error).__name__}: {short(str(error))}", trace[-_SHOWN_CHARS:])
+    return Problem("raised", f"raised {type(error).__name__}: {_printable(str(error))}", _printable(trace[-_SHOWN_CHARS:]))
 
 
 def as_number(value: Any) -> float | None:
@@ -89,9 +89,18 @@ def as_number(value: Any) -> float | None:
 
 
 def short(value: Any) -> str:
-    """Text as it is, anything else by `repr`, cut to a length that fits a message."""
+    """`repr`, cut to a length that fits a message."""
     try:
-        text = value if isinstance(value, str) else repr(value)
+        text = repr(value)
     except Exception as error:
         text = f"<a {type(value).__name__} whose repr raises {type(error).__name__}>"
+    return _cut(text)
+
+
+def _printable(text: str) -> str:
+    """Text without what a terminal would obey or could not encode: control characters, unpaired surrogates."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in _cut(text))
+
+
+def _cut(text: str) -> str:
     return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}... ({len(text)} characters)"

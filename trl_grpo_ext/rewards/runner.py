@@ -7,7 +7,6 @@ completion after the other, so that only those it fails on are lost. A lost comp
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import logging
 import os
@@ -16,6 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 from trl.trainer.utils import is_async_callable
@@ -200,9 +200,10 @@ class RewardRunner:
 
 
 def _portable(state: Any) -> Any:
-    """The trainer's state without what grows with the run and what belongs to other processes."""
+    """The fields of the trainer's state, without what grows with the run and what belongs to the training process.
+
+    Not the state itself: reading that would make every worker import transformers, for many seconds.
+    """
     if state is None:
         return None
-    state = copy.copy(state)
-    state.log_history, state.stateful_callbacks = [], {}
-    return state
+    return SimpleNamespace(**{**vars(state), "log_history": [], "stateful_callbacks": {}})
