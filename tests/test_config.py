@@ -19,7 +19,7 @@ from trl_grpo_ext.config import GRPOConfig
 from trl_grpo_ext.config_checks import InvalidConfigError
 from trl_grpo_ext.config_rules import CHOICES, REFUSED, RULES
 
-OWN_FIELDS = {"kl_estimator", "kl_in_reward", "attention_packing"} | {
+OWN_FIELDS = {"kl_estimator", "kl_in_reward", "attention_packing", "advantage_estimator"} | {
     f"reward_{name}" for name in ("timeout", "memory_mb", "workers", "concurrency", "max_failure_rate")
 }
 FIELDS_OF_TRL = set(

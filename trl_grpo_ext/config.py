@@ -147,6 +147,13 @@ class GRPOConfig(_BaseConfig):
         "whole batch. 'none' or False: nothing (Dr. GRPO).",
         "group",
     )
+    advantage_estimator: str = _help(
+        "What a reward is compared with. 'group': the mean of its group, scaled by `scale_rewards` (GRPO). 'rloo': the "
+        "mean of the others of its group (arXiv:2402.14740). 'remax': the reward of one more, greedy completion "
+        "(arXiv:2310.10505). 'raft': only the best of the group is learned from (arXiv:2304.06767). 'reinforce': the "
+        "mean of the batch.",
+        "group",
+    )
     multi_objective_aggregation: str = _help(
         "'sum_then_normalize': the weighted sum of the rewards is normalized. 'normalize_then_sum': each reward is "
         "normalized in its group first (GDPO, arXiv:2601.05242).",

@@ -53,7 +53,7 @@ def value_problems(config: GRPOConfig) -> list[str]:
     problems = [problem for rule in RULES if (problem := rule.problem(getattr(config, rule.field))) is not None]
     for field, allowed in CHOICES.items():
         problems += _choice_problem(field, getattr(config, field), allowed)
-    for check in (_reward_weights, _kl_in_reward, _both_generation_sizes):
+    for check in (_reward_weights, _kl_in_reward, _estimator, _both_generation_sizes):
         problems += check(config)
     return problems
 
@@ -111,6 +111,24 @@ def _kl_in_reward(config: GRPOConfig) -> Iterator[str]:
         yield (
             "kl_in_reward=True must come with multi_objective_aggregation='sum_then_normalize': normalized by itself, "
             "the KL would weigh the same whatever beta is. Set it, or kl_in_reward=False."
+        )
+
+
+def _estimator(config: GRPOConfig) -> Iterator[str]:
+    estimator = config.advantage_estimator
+    if estimator == "group" or estimator not in CHOICES["advantage_estimator"]:
+        return
+    ignored = {"scale_rewards": "group", "multi_objective_aggregation": "sum_then_normalize"}
+    for field, default in ignored.items():
+        if getattr(config, field) != default:
+            yield (
+                f"{field}={getattr(config, field)!r} must be {default!r} (the default) with advantage_estimator="
+                f"{estimator!r}, which does not scale rewards. Leave it, or set advantage_estimator='group'."
+            )
+    if estimator == "remax" and config.kl_in_reward:
+        yield (
+            "kl_in_reward=True must not come with advantage_estimator='remax': the greedy completion that is its "
+            "baseline is not charged for its KL. Set kl_in_reward=False."
         )
 
 

@@ -112,6 +112,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "scale_rewards": ("group", "batch", "none"),
     "importance_sampling_level": ("token", "sequence"),
     "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
+    "advantage_estimator": ("group", "rloo", "remax", "raft", "reinforce"),
     "kl_estimator": ("k1", "k2", "k3", "full"),
     "attention_packing": ("auto", "on", "off"),
 }

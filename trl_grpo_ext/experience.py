@@ -23,7 +23,7 @@ class Experience:
     num_generations: int
     old_logps: torch.Tensor  # (B, C)
     ref_logps: torch.Tensor | None  # (B, C)
-    advantages: torch.Tensor  # (B,)
+    advantages: torch.Tensor  # (B,), or (B, C) with process supervision
     in_loss: torch.Tensor  # (B,) bool; False for truncated completions that are masked
     slice_tokens: float  # tokens in the loss, all processes', per process and micro-step: of TRL's num_items_in_batch
     generated_at: int  # global step whose policy drew it
@@ -42,7 +42,7 @@ class MicroBatch:
     completion_ids: list[list[int]]  # S
     row: PackedRow | None  # None: score them as padded rows
     padded_tokens: int  # what a padded micro-batch of the step would hold
-    advantages: torch.Tensor  # (S,)
+    advantages: torch.Tensor  # (S,), or (S, C) with process supervision
     old_logps: torch.Tensor  # (S, C)
     fresh: torch.Tensor  # (S,) bool: drawn by the policy as it is now, so that the ratio is 1
     ref_logps: torch.Tensor | None  # (S, C)
@@ -61,7 +61,7 @@ class StepBatch:
     completion_ids: list[list[int]] = field(default_factory=list)
     prompt_of: list[int] = field(default_factory=list)
     in_loss: list[bool] = field(default_factory=list)
-    advantages: list[float] = field(default_factory=list)
+    advantages: list[torch.Tensor] = field(default_factory=list)  # scalars, or one value per token
     old_logps: list[torch.Tensor] = field(default_factory=list)
     ref_logps: list[torch.Tensor] = field(default_factory=list)
     fresh: list[bool] = field(default_factory=list)
@@ -79,7 +79,8 @@ class StepBatch:
             length = len(experience.completion_ids[i])
             self.completion_ids.append(experience.completion_ids[i])
             self.in_loss.append(bool(experience.in_loss[i]))
-            self.advantages.append(float(experience.advantages[i]))
+            own = experience.advantages[i]
+            self.advantages.append(own[:length] if own.dim() else own)
             self.old_logps.append(experience.old_logps[i, :length])
             if experience.ref_logps is not None:
                 self.ref_logps.append(experience.ref_logps[i, :length])
@@ -97,7 +98,7 @@ class StepBatch:
         chosen = [
             i
             for i, kept in enumerate(self.in_loss)
-            if kept and not (skip_zero_advantages and self.advantages[i] == 0.0)
+            if kept and not (skip_zero_advantages and not self.advantages[i].any())
         ]
         return chosen or ([0] if at_least_one and self.completion_ids else [])
 
@@ -138,7 +139,9 @@ class StepBatch:
             completion_ids=[self.completion_ids[i] for i in indices],
             row=row,
             padded_tokens=padded_tokens,
-            advantages=tensor(self.advantages),
+            advantages=torch.stack([self.advantages[i] for i in indices]).to(device)
+            if self.advantages[indices[0]].dim() == 0
+            else padded(self.advantages),
             old_logps=padded(self.old_logps),
             fresh=tensor(self.fresh),
             ref_logps=padded(self.ref_logps) if self.ref_logps else None,

@@ -15,12 +15,13 @@ from torch import nn
 from transformers import TrainerState
 
 from .config import GRPOConfig
+from .credit import CreditAssigner
 from .data import PromptEncoder, batched, check_columns
 from .experience import Experience, MicroBatch, StepBatch
 from .metrics import CompletionLog, MetricLog, StepClock, length_metrics, reward_metrics
-from .objective import AGGREGATORS, kl_penalised_rewards
+from .objective import kl_penalised_rewards
 from .policy import AdapterOff, Snapshot, TokenScores
-from .rewards import RewardScorer
+from .rewards import RewardScorer, Scores
 from .rollout import GroupSampler, Rollouts
 
 Row = dict[str, Any]
@@ -31,10 +32,10 @@ class Scored:
     """Rollouts with their rewards, and prompts and completions as rewards saw them."""
 
     rollouts: Rollouts
-    rewards: torch.Tensor  # (B, K), NaN for None
-    failed: torch.Tensor  # (B, K) bool, where a reward failed
+    scores: Scores
     prompts: list[Any]
     completions: list[Any]
+    prefills: list[str]
     seconds: dict[str, float]  # "rollout", "reward"
 
 
@@ -49,6 +50,7 @@ class ExperienceMaker:
     sampler: GroupSampler
     reward_scorer: RewardScorer
     reward_weights: torch.Tensor  # (K,)
+    credit: CreditAssigner
     score: Callable[[nn.Module, MicroBatch], TokenScores]
     reference: AdapterOff | Snapshot | None
     prompt_limit: int | None  # tokens
@@ -57,7 +59,14 @@ class ExperienceMaker:
     _extras: dict[str, list[Any]] = field(default_factory=dict)  # columns that rewards logged with the latest rollouts
 
     def roll_out(
-        self, rows: list[Row], num_generations: int, *, state: TrainerState, noise_step: int, first_prompt_index: int
+        self,
+        rows: list[Row],
+        num_generations: int,
+        *,
+        state: TrainerState,
+        noise_step: int,
+        first_prompt_index: int,
+        greedy: bool = False,
     ) -> Scored:
         """Completions of these rows' prompts, and their rewards."""
         started = time.perf_counter()
@@ -75,6 +84,7 @@ class ExperienceMaker:
                 seed=self.args.seed,
                 step=noise_step,
                 first_prompt_index=first_prompt_index,
+                greedy=greedy,
             )
         generated = time.perf_counter()
         repeated = [row for row in rows for _ in range(num_generations)]
@@ -92,7 +102,7 @@ class ExperienceMaker:
             prefills=prefills,
         )
         seconds = {"rollout": generated - started, "reward": time.perf_counter() - generated}
-        return Scored(rollouts, scores.rewards, scores.failed, prompts, completions, seconds)
+        return Scored(rollouts, scores, prompts, completions, prefills, seconds)
 
     def make(
         self, rows: list[Row], state: TrainerState, drawn: int, metrics: MetricLog, clock: StepClock
@@ -130,17 +140,18 @@ class ExperienceMaker:
         )
         if self.reference is not None and self.args.kl_estimator != "full":
             experience.ref_logps = self._reference_logps(experience)
-        rewards, weights = scored.rewards, self.reward_weights
-        if self.args.kl_in_reward:
-            penalty = self._kl_penalty(experience, rewards, metrics)
-            rewards, weights = torch.cat([rewards, penalty], dim=1), torch.cat([weights, torch.ones(1)])
-        everywhere = self.accelerator.gather(rewards.to(self.args.device)).cpu()
-        result = AGGREGATORS[self.args.multi_objective_aggregation](
-            everywhere, weights, generations, scale=self.args.scale_rewards
+        penalty = self._kl_penalty(experience, scored.scores.rewards, metrics) if self.args.kl_in_reward else None
+        greedy = None
+        if self.args.advantage_estimator == "remax":
+            baseline = self.roll_out(prompts, 1, state=state, noise_step=0, first_prompt_index=first, greedy=True)
+            greedy = baseline.scores.rewards
+            clock.spend("rollout", baseline.seconds["rollout"])
+            clock.spend("reward", baseline.seconds["reward"])
+        experience.advantages, zero_std, logged = self.credit.assign(
+            scored.scores, rollouts.completion_ids, scored.prefills, penalty=penalty, greedy=greedy
         )
-        metrics.record("frac_reward_zero_std", float(result.zero_std.float().mean()))
-        offset = self.accelerator.process_index * len(kept)
-        experience.advantages = result.values[offset : offset + len(kept)]
+        for name, value in {"frac_reward_zero_std": zero_std, **logged}.items():
+            metrics.record(name, value)
         if self.args.log_completions:
             self._keep_completions(scored, experience.advantages)
         return experience
@@ -174,7 +185,7 @@ class ExperienceMaker:
             rollouts = scored.rollouts
             prompt_lengths = [len(ids) for ids in rollouts.prompt_ids for _ in range(rollouts.num_generations)]
             ended = [reason == "eos" for reason in rollouts.finish_reasons]
-            own += zip(prompt_lengths, rollouts.lengths, ended, scored.rewards.tolist(), scored.failed.tolist(), strict=True)
+            own += zip(prompt_lengths, rollouts.lengths, ended, *scored.scores.columns(), strict=True)
         everyone = gather_object(own)
         prompts, lengths, stops, rewards, failed = zip(*everyone, strict=True)
         for name, value in length_metrics(torch.tensor(lengths), torch.tensor(stops)).items():
@@ -227,10 +238,18 @@ class ExperienceMaker:
         return penalty[:, None]
 
     def _keep_completions(self, scored: Scored, advantages: torch.Tensor) -> None:
-        own = list(zip(scored.prompts, scored.completions, scored.rewards.tolist(), advantages.tolist(), strict=True))
+        own = list(zip(scored.prompts, scored.completions, scored.scores.rewards.tolist(), _of_completions(advantages, scored), strict=True))
         prompts, completions, rewards, gathered = zip(*gather_object(own), strict=True)
         nothing = [None] * len(own)
         names = sorted(set(gather_object(list(self._extras))))
         extras = {name: gather_object(self._extras.get(name, nothing)) for name in names}
         by_name = {name: [row[k] for row in rewards] for k, name in enumerate(self.reward_scorer.names)}
         self.completion_log.update(list(prompts), list(completions), by_name, list(gathered), extras)
+
+
+def _of_completions(advantages: torch.Tensor, scored: Scored) -> list[float]:
+    """One number per completion, for the log: of advantages of tokens the mean."""
+    if advantages.dim() == 1:
+        return advantages.tolist()
+    lengths = torch.tensor(scored.rollouts.lengths)
+    return (advantages.sum(dim=1) / lengths.clamp(min=1)).tolist()

@@ -27,6 +27,7 @@ from trl.trainer.utils import identity
 
 from .checkpoint import load_state, save_state
 from .config import GRPOConfig
+from .credit import CreditAssigner
 from .data import GenerationFeed, GroupOrder, PromptEncoder
 from .experience import Experience, MicroBatch, StepBatch
 from .generation import ExperienceMaker
@@ -43,6 +44,7 @@ from .policy import (
     make_reference,
     no_gradient_loss,
 )
+from .rewards import SpanDecoder
 from .rollout import GroupSampler, SamplingParams
 from .startup import (
     EvalDataset,
@@ -171,6 +173,7 @@ class GRPOTrainer(_BaseTrainer):
             sampler=self._sampler,
             reward_scorer=rewards,
             reward_weights=weights,
+            credit=CreditAssigner(args, self.accelerator, rewards.names, weights, rewards.judges_steps, SpanDecoder(tokenizer)),
             score=self._scores,
             reference=self._reference,
             prompt_limit=prompt_limit,

@@ -116,10 +116,10 @@ def test_workers_end_with_the_process_that_uses_them(tmp_path: Path) -> None:
 
     script = tmp_path / "train.py"
     script.write_text(
-        "import sys, misbehaving\n"
+        "import pickle, misbehaving\n"
         "from trl_grpo_ext.rewards.pool import WorkerPool, pickled\n"
         "pool = WorkerPool([pickled(misbehaving.by_row)], timeout=600, memory_bytes=2**28, workers=2)\n"
-        "pool.run(0, [{'completions': ['hang']}] * 2, {})\n"
+        "pool.run(0, [pickle.dumps({'completions': ['hang']})] * 2, pickle.dumps({}))\n"
     )
     path = os.pathsep.join([str(Path(misbehaving.__file__).parent), str(Path(__file__).parents[2])])
     process = subprocess.Popen([sys.executable, str(script)], env=os.environ | {"PYTHONPATH": path})
@@ -234,7 +234,7 @@ def test_functions_of_the_script_being_run_go_by_value(tmp_path: Path) -> None:
 
     script = tmp_path / "train.py"
     script.write_text(
-        "import os\n"
+        "import os, pickle\n"
         "from trl_grpo_ext.rewards.pool import WorkerPool, pickled\n"
         "print('started')\n"
         "FACTOR = 3\n"
@@ -243,7 +243,7 @@ def test_functions_of_the_script_being_run_go_by_value(tmp_path: Path) -> None:
         "    return [helper(text) if os.getpid() != PARENT else -1 for text in completions]\n"
         "PARENT = os.getpid()\n"
         "pool = WorkerPool([pickled(reward)], timeout=10, memory_bytes=2**28, workers=1)\n"
-        "print(pool.run(0, [{'completions': ['a', 'bb']}], {})[0].values)\n"
+        "print(pool.run(0, [pickle.dumps({'completions': ['a', 'bb']})], pickle.dumps({}))[0].values)\n"
     )
     done = subprocess.run(
         [sys.executable, str(script)],

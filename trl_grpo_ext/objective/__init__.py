@@ -10,12 +10,21 @@ from .advantages import (
 )
 from .aggregation import AGGREGATIONS, StepNormalizer
 from .choices import Choices
+from .estimators import (
+    ADVANTAGE_ESTIMATORS,
+    raft_advantages,
+    reinforce_advantages,
+    remax_advantages,
+    rloo_advantages,
+)
 from .kl import KL_ESTIMATORS, full_kl, kl_penalised_rewards
 from .loss import LossTerms, grpo_loss
+from .process import mix_advantages, process_advantages, stack_steps
 from .ratio import IMPORTANCE_LEVELS, importance_ratio
 from .surrogate import ClipIndicators, clip_indicators, clipped_surrogate
 
 __all__ = [
+    "ADVANTAGE_ESTIMATORS",
     "AGGREGATIONS",
     "AGGREGATORS",
     "IMPORTANCE_LEVELS",
@@ -34,5 +43,12 @@ __all__ = [
     "grpo_loss",
     "importance_ratio",
     "kl_penalised_rewards",
+    "mix_advantages",
     "normalize_then_sum_advantages",
+    "process_advantages",
+    "raft_advantages",
+    "reinforce_advantages",
+    "remax_advantages",
+    "rloo_advantages",
+    "stack_steps",
 ]

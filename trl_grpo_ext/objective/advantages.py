@@ -17,9 +17,10 @@ class Advantages:
     """Advantages of a batch of completions and the spread they were measured against.
 
     Args:
-        values: `(B,)`. Exactly 0.0 for a completion without a reward and for a group whose rewards are all equal.
+        values: `(B,)`, or `(B, C)` where tokens differ (`process_advantages`). Exactly 0.0 for a completion without a
+            reward and, with a baseline of the group, for a group whose rewards are all equal.
         std: `(B,)`. The standard deviation of the rewards that `scale` asks for: the group's for `"group"` and
-            `"none"`, the batch's for `"batch"` and for GDPO. It is 0 where fewer than two rewards exist.
+            `"none"`, the batch's for `"batch"`, GDPO and `reinforce`. It is 0 where fewer than two rewards exist.
         zero_std: `(B,)`, bool. Where `std` is 0, which is what TRL's metric `frac_reward_zero_std` averages. With a
             batch-wide `std` it says nothing about a single group: to find groups without a gradient, test
             `values == 0`.
@@ -78,7 +79,7 @@ def group_advantages(
     Raises:
         ValueError: If B is not a multiple of `num_generations`, or `scale` is unknown.
     """
-    groups = _as_groups(rewards, num_generations)  # (P, G)
+    groups = as_groups(rewards, num_generations)  # (P, G)
     std, divisor = REWARD_SCALES[scale](groups, correction, eps)  # (P, G), (P, G) or 1
     values = (groups - groups.nanmean(dim=1, keepdim=True)) / divisor
     return _advantages(values, std, groups)
@@ -106,22 +107,22 @@ def normalize_then_sum_advantages(
     Raises:
         ValueError: If B is not a multiple of `num_generations` or the shapes do not fit.
     """
-    grouped = _as_groups(rewards_per_func, num_generations)  # (P, G, K)
+    grouped = as_groups(rewards_per_func, num_generations)  # (P, G, K)
     deviation = grouped - grouped.nanmean(dim=1, keepdim=True)
-    normalised = deviation / (_nanstd(grouped, dim=1, correction=1) + eps)
+    normalised = deviation / (nanstd(grouped, dim=1, correction=1) + eps)
     # masked_fill and not a product: a missing reward must stay NaN, so that the sum can leave it out.
-    normalised = normalised.masked_fill(~_has_spread(grouped, dim=1) & ~grouped.isnan(), 0.0)
+    normalised = normalised.masked_fill(~has_spread(grouped, dim=1) & ~grouped.isnan(), 0.0)
 
     total = combine_rewards(normalised.reshape(rewards_per_func.shape), weights)  # (B,)
-    std = _nanstd(total, dim=0, correction=1).expand_as(total)
+    std = nanstd(total, dim=0, correction=1).expand_as(total)
     values = (total - total.nanmean()) / (std + eps)
-    groups = _as_groups(total, num_generations)
+    groups = as_groups(total, num_generations)
     return _advantages(values.view_as(groups), std.view_as(groups), groups)
 
 
 def _advantages(values: Tensor, std: Tensor, groups: Tensor) -> Advantages:
     """Put in the exact zeros and flatten: all arguments (P, G)."""
-    has_signal = _has_spread(groups, dim=1) & ~groups.isnan()
+    has_signal = has_spread(groups, dim=1) & ~groups.isnan()
     flat_std = std.flatten()
     return Advantages(
         values=torch.where(has_signal, values, 0.0).flatten(),
@@ -130,7 +131,8 @@ def _advantages(values: Tensor, std: Tensor, groups: Tensor) -> Advantages:
     )
 
 
-def _as_groups(rewards: Tensor, num_generations: int) -> Tensor:
+def as_groups(rewards: Tensor, num_generations: int) -> Tensor:
+    """`(B, ...)` as `(P, G, ...)`; refuses a B that is not P*G."""
     if num_generations < 1 or rewards.shape[0] % num_generations != 0:
         raise ValueError(
             f"num_generations={num_generations} does not divide the {rewards.shape[0]} rewards: a batch must hold "
@@ -139,7 +141,7 @@ def _as_groups(rewards: Tensor, num_generations: int) -> Tensor:
     return rewards.reshape(-1, num_generations, *rewards.shape[1:])
 
 
-def _has_spread(values: Tensor, dim: int) -> Tensor:
+def has_spread(values: Tensor, dim: int) -> Tensor:
     """Whether two values along `dim` differ, NaN aside; `dim` is kept."""
     missing = values.isnan()
     highest = values.masked_fill(missing, -torch.inf).amax(dim=dim, keepdim=True)
@@ -147,31 +149,31 @@ def _has_spread(values: Tensor, dim: int) -> Tensor:
     return highest > lowest
 
 
-def _nanstd(values: Tensor, dim: int, correction: int) -> Tensor:
+def nanstd(values: Tensor, dim: int, correction: int) -> Tensor:
     """Standard deviation along `dim`, NaN aside; `dim` is kept. Exactly 0 without spread, so also for one value."""
     scored = ~values.isnan()
     deviation = torch.where(scored, values - values.nanmean(dim=dim, keepdim=True), 0.0)
     count = scored.sum(dim=dim, keepdim=True)
     variance = deviation.square().sum(dim=dim, keepdim=True) / (count - correction).clamp(min=1)
-    return torch.where(_has_spread(values, dim), variance.sqrt(), 0.0)
+    return torch.where(has_spread(values, dim), variance.sqrt(), 0.0)
 
 
 # --- how the deviation from the group's mean is scaled: (groups (P, G), correction, eps) -> std (P, G) and divisor ---
 
 
 def _scale_by_group(groups: Tensor, correction: int, eps: float) -> tuple[Tensor, Tensor | float]:
-    std = _nanstd(groups, dim=1, correction=correction).expand_as(groups)
+    std = nanstd(groups, dim=1, correction=correction).expand_as(groups)
     return std, std + eps
 
 
 def _scale_by_batch(groups: Tensor, correction: int, eps: float) -> tuple[Tensor, Tensor | float]:
-    std = _nanstd(groups.flatten(), dim=0, correction=correction).expand_as(groups)
+    std = nanstd(groups.flatten(), dim=0, correction=correction).expand_as(groups)
     return std, std + eps
 
 
 def _no_scale(groups: Tensor, correction: int, eps: float) -> tuple[Tensor, Tensor | float]:
     # The std is still the group's: it is what the log reports.
-    return _nanstd(groups, dim=1, correction=correction).expand_as(groups), 1.0
+    return nanstd(groups, dim=1, correction=correction).expand_as(groups), 1.0
 
 
 REWARD_SCALES: Choices[Callable[[Tensor, int, float], tuple[Tensor, Tensor | float]]] = Choices(

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from .marks import in_process, row_wise
     from .runner import Limits
     from .scoring import RewardScorer, Scores
+    from .step_rewards import StepReward, StepRewards, step_reward
+    from .token_spans import SpanDecoder
 
 # Imported on first use: the worker processes that rewards run in need neither torch nor TRL for most of them
 _MODULE_OF = {
@@ -17,6 +19,10 @@ _MODULE_OF = {
     "RewardError": "failures",
     "RewardScorer": "scoring",
     "Scores": "scoring",
+    "SpanDecoder": "token_spans",
+    "StepReward": "step_rewards",
+    "StepRewards": "step_rewards",
+    "step_reward": "step_rewards",
     "accuracy_reward": "accuracy",
     "in_process": "marks",
     "row_wise": "marks",
@@ -28,9 +34,13 @@ __all__ = [
     "RewardError",
     "RewardScorer",
     "Scores",
+    "SpanDecoder",
+    "StepReward",
+    "StepRewards",
     "accuracy_reward",
     "in_process",
     "row_wise",
+    "step_reward",
     "think_answer_format_reward",
 ]
 

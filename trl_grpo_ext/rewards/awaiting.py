@@ -12,7 +12,7 @@ from typing import Any
 
 from trl.trainer.utils import shutdown_event_loop_in_daemon, start_event_loop_in_daemon
 
-from trl_grpo_ext.rewards.outcome import Outcome, Problem, judge, logging_hooks, raised
+from trl_grpo_ext.rewards.outcome import Outcome, Problem, converter_of, judge, logging_hooks, raised
 
 _GRACE_SECONDS = 2.0  # for a loop that is blocked by a call that does not await
 
@@ -36,6 +36,7 @@ class AsyncCaller:
         """Outcome of each call. May be called from several threads."""
         late = Problem("timeout", f"no answer within {self._timeout:g} s")
         outcomes = [Outcome(failed=late) for _ in calls]
+        convert = converter_of(function)
         slots = asyncio.Semaphore(self._concurrency)
 
         async def one(position: int, kwargs: Mapping[str, Any]) -> None:
@@ -50,7 +51,7 @@ class AsyncCaller:
                 except BaseException as error:  # SystemExit too: a reward must not end the run
                     outcomes[position] = Outcome(failed=raised(error))
                 else:
-                    outcomes[position] = judge(output, len(kwargs["completions"]), outcome)
+                    outcomes[position] = judge(output, len(kwargs["completions"]), outcome, convert)
 
         async def everything() -> None:
             await asyncio.gather(*(one(position, kwargs) for position, kwargs in enumerate(calls)))

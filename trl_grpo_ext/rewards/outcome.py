@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from trl_grpo_ext.rewards.step_rewards import StepRewards, is_step_reward
 
 _SHOWN_CHARS = 2_000
 _SHOWN_FRAMES = 5
@@ -28,11 +31,23 @@ class Outcome:
     A single value that is no reward (NaN, text, ...) does not spoil the others: it stands in `problems`.
     """
 
-    values: list[float | None] = field(default_factory=list)  # B; None where the function said so, or has a problem
+    # B floats, or StepRewards of a step reward; None where the function said so, or has a problem
+    values: list[Any] = field(default_factory=list)
     problems: dict[int, Problem] = field(default_factory=dict)  # completion -> what is wrong with its value
     failed: Problem | None = None  # the call as a whole; there are no values then
     extras: list[tuple[str, list[Any]]] = field(default_factory=list)  # calls of `log_extra`
     metrics: list[tuple[str, float]] = field(default_factory=list)  # calls of `log_metric`
+
+    def packed(self) -> bytes:
+        """For another process; most outcomes are values and nothing else, and small so."""
+        plain = not (self.problems or self.failed or self.extras or self.metrics)
+        return pickle.dumps(self.values if plain else self)
+
+    @classmethod
+    def unpacked(cls, message: bytes) -> Outcome:
+        """What `packed` packed."""
+        content = pickle.loads(message)
+        return content if isinstance(content, cls) else cls(values=content)
 
 
 def call_reward(function: Callable[..., Any], kwargs: Mapping[str, Any], hooks: Mapping[str, Any]) -> Outcome:
@@ -44,7 +59,12 @@ def call_reward(function: Callable[..., Any], kwargs: Mapping[str, Any], hooks: 
         raise
     except BaseException as error:  # SystemExit too: a reward must not end the run
         return Outcome(failed=raised(error))
-    return judge(output, len(kwargs["completions"]), outcome)
+    return judge(output, len(kwargs["completions"]), outcome, converter_of(function))
+
+
+def converter_of(function: Any) -> Callable[[Any], Any]:
+    """What makes a reward of a value that the function returned; None of what is none."""
+    return as_steps if is_step_reward(function) else as_number
 
 
 def logging_hooks(outcome: Outcome) -> dict[str, Callable[[str, Any], None]]:
@@ -55,22 +75,23 @@ def logging_hooks(outcome: Outcome) -> dict[str, Callable[[str, Any], None]]:
     }
 
 
-def judge(output: Any, expected: int, outcome: Outcome) -> Outcome:
-    """Put what a reward returned for `expected` completions into `outcome`: each value a finite number or None."""
-    rule = f"expected {expected} value{'s' * (expected != 1)}: one number or None per completion"
+def judge(output: Any, expected: int, outcome: Outcome, convert: Callable[[Any], Any]) -> Outcome:
+    """Put what a reward returned for `expected` completions into `outcome`, each value converted or None."""
+    kind = "number" if convert is as_number else "StepRewards"
+    rule = f"expected {expected} value{'s' * (expected != 1)}: one {kind} or None per completion"
     if not isinstance(output, Iterable) or isinstance(output, (str, bytes, Mapping)):
         return Outcome(failed=Problem("count", f"returned {short(output)} ({type(output).__name__}), {rule}"))
     try:
         values = list(output)
         if len(values) != expected:
             return Outcome(failed=Problem("count", f"returned {len(values)} values, {rule}"))
-        numbers = [as_number(value) for value in values]
+        rewards = [convert(value) for value in values]
     except Exception as error:  # a generator, or a number class of somebody's own
         return Outcome(failed=raised(error))
-    outcome.values = numbers
-    for index, (value, number) in enumerate(zip(values, numbers, strict=True)):
-        if number is None and value is not None:
-            what = f"returned {short(value)} ({type(value).__name__}): neither a finite number nor None"
+    outcome.values = rewards
+    for index, (value, reward) in enumerate(zip(values, rewards, strict=True)):
+        if reward is None and value is not None:
+            what = f"returned {short(value)} ({type(value).__name__}): neither a finite {kind} nor None"
             outcome.problems[index] = Problem("value", what)
     return outcome
 
@@ -86,6 +107,16 @@ def as_number(value: Any) -> float | None:
     plain = value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
     # The comparison is False for NaN, for infinities, and for what float32 would round to one.
     return float(plain) if isinstance(plain, (int, float)) and abs(plain) <= _FLOAT32_MAX else None
+
+
+def as_steps(value: Any) -> StepRewards | None:
+    """The value if it is a `StepRewards` whose rewards are finite numbers or None; else None."""
+    if not isinstance(value, StepRewards):
+        return None
+    rewards = [as_number(reward) for reward in value.rewards]
+    if any(new is None and old is not None for new, old in zip(rewards, value.rewards, strict=True)):
+        return None
+    return StepRewards(rewards, list(value.ends))
 
 
 def short(value: Any) -> str:

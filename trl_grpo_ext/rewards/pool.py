@@ -47,17 +47,37 @@ def pickled(function: Callable[..., Any]) -> bytes | None:
 @dataclass(eq=False, slots=True)
 class _Worker:
     connection: Connection
+    progress: int  # a pipe that gets a byte whenever a call begins, so that it is known which one is running
     pid: int
     calls: list[int] = field(default_factory=list)  # which calls it was handed
-    answered: int = 0  # how many of these it has answered; the next one is running
-    since: float = 0.0  # when that one started
+    begun: int = 0  # how many of these it has begun, as far as was looked
+    answered: int = 0  # how many of these it has answered; answers come a few at a time
+    since: float = 0.0  # when it was last heard of
     stopping: bool = False  # its remaining calls were given to others
+
+    def hand(self, calls: list[int]) -> None:
+        """Note what it is about to be sent."""
+        self.look()  # what is left in the pipe is of the list before
+        self.calls, self.begun, self.answered, self.stopping, self.since = calls, 0, 0, False, time.monotonic()
+
+    def look(self) -> int:
+        """How many calls of its list it has begun by now."""
+        with contextlib.suppress(BlockingIOError):
+            while block := os.read(self.progress, 4096):
+                self.begun += len(block)
+        return self.begun
+
+    def running(self) -> int | None:
+        """Which of its calls it is working on; None if it has not begun, or is done."""
+        begun = self.look()
+        return begun - 1 if begun > self.answered else None
 
     def kill(self) -> None:
         for kill in (os.killpg, os.kill):
             with contextlib.suppress(OSError):
                 kill(self.pid, signal.SIGKILL)
         self.connection.close()
+        os.close(self.progress)
 
 
 class WorkerPool:
@@ -111,25 +131,25 @@ class WorkerPool:
         """Kill everything that was started. Also done when the pool is collected, and at exit."""
         self._closed()
 
-    def run(self, which: int, calls: Sequence[Mapping[str, Any]], hooks: Mapping[str, Any]) -> list[Outcome]:
-        """Outcome of each call of function `which` with these keyword arguments.
+    def run(self, which: int, calls: Sequence[bytes], hooks: bytes) -> list[Outcome]:
+        """Outcome of each call of function `which`. Keyword arguments are pickled dictionaries.
 
-        A call over its time, or that ends its worker, has an outcome with `kind` "timeout" or "died".
-
-        Raises:
-            Exception: whatever pickling the arguments raises.
+        A call over its time, or that ends its worker, has an outcome that `failed` as "timeout" or "died".
         """
         assert self.problems[which] is None
-        rows = [pickle.dumps(dict(call)) for call in calls]  # before anything is started: this may raise
-        return _Run(self, which, rows, pickle.dumps(dict(hooks))).outcomes()
+        return _Run(self, which, calls, hooks).outcomes()
 
     def start_worker(self) -> _Worker:
         """One more worker, forked from the template."""
         ours, theirs = socket.socketpair()
+        progress, begun = os.pipe()
+        os.set_blocking(progress, False)
         with theirs:
             self._control.send_bytes(b"+")
-            send_handle(self._control, theirs.fileno(), self._template.pid)
-            worker = _Worker(Connection(ours.detach()), self._control.recv())
+            for handle in (theirs.fileno(), begun):
+                send_handle(self._control, handle, self._template.pid)
+            worker = _Worker(Connection(ours.detach()), progress, self._control.recv())
+        os.close(begun)
         self.workers.append(worker)
         return worker
 
@@ -155,7 +175,7 @@ def _close(owner: int, control: Connection, template: subprocess.Popen[bytes], w
 class _Run:
     """One list of calls: which worker has which, and what is to happen next."""
 
-    def __init__(self, pool: WorkerPool, which: int, rows: list[bytes], hooks: bytes) -> None:
+    def __init__(self, pool: WorkerPool, which: int, rows: Sequence[bytes], hooks: bytes) -> None:
         self._pool, self._which, self._rows, self._hooks = pool, which, rows, hooks
         self._outcomes: list[Outcome | None] = [None] * len(rows)
         self._waiting = deque(range(len(rows)))
@@ -187,7 +207,7 @@ class _Run:
                 return  # all that was waiting had been answered meanwhile
             idle = [worker for worker in self._pool.workers if not worker.calls]
             worker = idle[0] if idle else self._pool.start_worker()
-            worker.calls, worker.answered, worker.stopping, worker.since = calls, 0, False, time.monotonic()
+            worker.hand(calls)
             message = pickle.dumps((self._which, [self._rows[call] for call in calls], self._hooks))
             try:
                 worker.connection.send_bytes(message)
@@ -232,16 +252,16 @@ class _Run:
                     worker.connection.send_bytes(STOP)
 
     def _remaining(self, worker: _Worker) -> list[int]:
-        """Calls it was handed and has not begun."""
-        return [] if worker.stopping else worker.calls[worker.answered + 1 :]
+        """Calls it was handed and has neither answered nor begun."""
+        return [] if worker.stopping else worker.calls[max(worker.look(), worker.answered) :]
 
     def _receive(self, worker: _Worker) -> None:
         try:
             while worker.calls and worker.connection.poll():
                 message = worker.connection.recv_bytes()
                 worker.since = time.monotonic()
-                if message:
-                    self._answer(worker.calls[worker.answered], pickle.loads(message))
+                for packed in pickle.loads(message) if message else ():
+                    self._answer(worker.calls[worker.answered], Outcome.unpacked(packed))
                     worker.answered += 1
                 if not message or worker.answered == len(worker.calls):
                     worker.calls = []
@@ -250,9 +270,13 @@ class _Run:
 
     def _give_up(self, worker: _Worker, kind: str, message: str) -> None:
         """Kill it: its running call has failed, the calls after that one go back to the others."""
-        if worker.answered < len(worker.calls):
-            self._answer(worker.calls[worker.answered], Outcome(failed=Problem(kind, message)))
-        self._waiting.extendleft(reversed(self._remaining(worker)))
+        remaining, running = self._remaining(worker), worker.running()
+        if running is not None:
+            # It may have finished some before that one, and not said so yet: those are done again
+            self._waiting.extendleft(reversed([*worker.calls[worker.answered : running], *remaining]))
+            self._answer(worker.calls[running], Outcome(failed=Problem(kind, message)))
+        else:
+            self._waiting.extendleft(reversed(remaining))
         self._pool.discard(worker)
 
     def _answer(self, call: int, outcome: Outcome) -> None:

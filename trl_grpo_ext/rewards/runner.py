@@ -53,7 +53,7 @@ class RewardRunner:
 
     def __init__(self, functions: Sequence[Callable[..., Any]], names: Sequence[str], limits: Limits) -> None:
         self._functions, self._names, self._limits = list(functions), list(names), limits
-        self._cache: OrderedDict[bytes, float | None] = OrderedDict()
+        self._cache: OrderedDict[bytes, Any] = OrderedDict()
         self._awaiting = AsyncCaller(limits.timeout, limits.concurrency)
         self._in_pool: dict[int, int] = {}  # k -> which of the pool's functions it is
         self._pool: WorkerPool | None = None
@@ -132,7 +132,8 @@ class RewardRunner:
 
     def _settle_rows(self, k: int, batch: RewardBatch, call: Callable[[Sequence[Kwargs]], list[Outcome]]) -> Outcome:
         """Each completion alone, equal ones once."""
-        rows = [self._arguments(k, batch.row(index)) for index in range(len(batch.completions))]
+        arguments = self._arguments(k, batch)
+        rows = [{name: [column[i]] for name, column in arguments.items()} for i in range(len(batch.completions))]
         keys = [self._key(k, row) for row in rows]
         first: dict[Any, int] = {}
         for index, key in enumerate(keys):
@@ -168,7 +169,8 @@ class RewardRunner:
         problem = self._pool.problems[self._in_pool[k]]
         if problem is None:
             try:
-                return self._pool.run(self._in_pool[k], calls, {"trainer_state": _portable(state)})
+                hooks = pickle.dumps({"trainer_state": _portable(state)})
+                return self._pool.run(self._in_pool[k], [pickle.dumps(call) for call in calls], hooks)
             except (pickle.PicklingError, TypeError, AttributeError) as error:
                 problem = f"the dataset's columns cannot be pickled ({error})"
         else:
@@ -192,7 +194,7 @@ class RewardRunner:
         except Exception:  # a column's own pickling code
             return None
 
-    def _remember(self, key: bytes, value: float | None) -> None:
+    def _remember(self, key: bytes, value: Any) -> None:
         self._cache[key] = value
         self._cache.move_to_end(key)
         while len(self._cache) > _CACHED_ROWS:

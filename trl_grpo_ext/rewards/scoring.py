@@ -22,6 +22,7 @@ from trl_grpo_ext.rewards.failures import FailureLog
 from trl_grpo_ext.rewards.outcome import short
 from trl_grpo_ext.rewards.reward_model import RewardModel
 from trl_grpo_ext.rewards.runner import Limits, RewardRunner
+from trl_grpo_ext.rewards.step_rewards import StepRewards, is_step_reward
 
 logger = logging.getLogger(__name__)
 
@@ -30,10 +31,15 @@ RewardFunc: TypeAlias = "str | nn.Module | Callable[..., Any]"
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """The rewards of B completions by K functions."""
+    """The rewards of B completions by K functions, of which the step rewards judge the steps of a completion."""
 
-    rewards: torch.Tensor  # (B, K) float32 on the CPU; NaN where a function returned None or failed
+    rewards: torch.Tensor  # (B, K) float32 on the CPU; NaN where a function returned None or failed; of steps: the mean
     failed: torch.Tensor  # (B, K) bool
+    steps: dict[int, list[StepRewards | None]]  # k -> B, of the functions that are step rewards
+
+    def columns(self) -> tuple[list[list[float]], list[list[bool]]]:
+        """Rewards and failures as lists, B rows of K each."""
+        return self.rewards.tolist(), self.failed.tolist()
 
 
 class RewardScorer:
@@ -101,6 +107,7 @@ class RewardScorer:
         self.names = _unique(_one_for_each("names", list(names), len(funcs)) if names is not None else own_names)
         self._extras: defaultdict[str, list[Any]] = defaultdict(list)
         self._metrics: defaultdict[str, list[float]] = defaultdict(list)
+        self.judges_steps = torch.tensor([is_step_reward(reward) for reward in self.rewards])  # (K,)
         self._failures = FailureLog(failures_file, max_failure_rate)
         self._runner = RewardRunner(self.rewards, self.names, limits or Limits())
 
@@ -138,13 +145,14 @@ class RewardScorer:
                 self._extras[column].extend(values)
             for name, value in outcome.metrics:
                 self._metrics[name].append(value)
-        values = [[math.nan if value is None else value for value in outcome.values] for outcome in outcomes]
+        values = [[_mean_of(value) for value in outcome.values] for outcome in outcomes]
         rewards = torch.tensor(values, dtype=torch.float32)  # (K, B)
         failed = torch.zeros(rewards.shape, dtype=torch.bool)
         for k, outcome in enumerate(outcomes):
             failed[k, list(outcome.problems)] = True
             self._failures.report(self.names[k], outcome.problems, batch)
-        scores = Scores(rewards.T.contiguous(), failed.T.contiguous())
+        steps = {k: outcomes[k].values for k in self.judges_steps.nonzero().flatten().tolist()}
+        scores = Scores(rewards.T.contiguous(), failed.T.contiguous(), steps)
         _warn_if_unscored(scores, batch)
         return scores
 
@@ -157,6 +165,14 @@ class RewardScorer:
     def close(self) -> None:
         """End the worker processes."""
         self._runner.close()
+
+
+def _mean_of(value: float | StepRewards | None) -> float:
+    """A reward as a number: of steps the mean of those that were judged, NaN for nothing."""
+    if isinstance(value, StepRewards):
+        judged = [reward for reward in value.rewards if reward is not None]
+        return sum(judged) / len(judged) if judged else math.nan
+    return math.nan if value is None else value
 
 
 def _one_for_each(field: str, values: Any, count: int) -> list[Any]:

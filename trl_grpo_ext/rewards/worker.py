@@ -14,10 +14,11 @@ import pickle
 import resource
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle
-from typing import Any
+from typing import Any, NoReturn
 
 import dill
 
@@ -25,6 +26,7 @@ from trl_grpo_ext.rewards.outcome import call_reward
 from trl_grpo_ext.rewards.pool import STOP
 
 _PR_SET_PDEATHSIG = 1
+_TELL_SECONDS = 0.005  # every message wakes the training process up
 
 
 def main(control: Connection) -> None:
@@ -36,22 +38,25 @@ def main(control: Connection) -> None:
     functions, problems = [], []
     for blob in setup["functions"]:
         try:
-            functions.append(dill.loads(blob))
+            function = dill.loads(blob)
+            functions.append(function)
             problems.append(None)
         except BaseException as error:  # whatever importing somebody's module does, the answer is: not in a worker
             functions.append(None)
             problems.append(f"{type(error).__name__}: {error}")
+    _warm_up()
     control.send(problems)
     workers: set[int] = set()
     try:
         while control.recv_bytes():  # a byte asks for a worker, its socket follows
-            handle = recv_handle(control)
+            handle, progress = recv_handle(control), recv_handle(control)
             pid = os.fork()
             if pid == 0:
                 control.close()
                 _become_worker()
-                _serve(Connection(handle), functions, setup["memory_bytes"])
+                _serve(Connection(handle), progress, functions, setup["memory_bytes"])
             os.close(handle)
+            os.close(progress)
             _own_group(pid)
             workers.add(pid)
             control.send(pid)
@@ -62,6 +67,13 @@ def main(control: Connection) -> None:
         with contextlib.suppress(OSError):
             os.killpg(pid, signal.SIGKILL)
     os._exit(0)
+
+
+def _warm_up() -> None:
+    """Let modules of rewards load what they would load at their first use, or every worker does so by itself."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("trl_grpo_ext.rewards."):
+            getattr(module, "warm_up", lambda: None)()
 
 
 def _become_worker() -> None:
@@ -77,21 +89,33 @@ def _own_group(pid: int) -> None:
         os.setpgid(pid, pid)
 
 
-def _serve(calls: Connection, functions: Sequence[Callable[..., Any]], memory_bytes: int) -> None:
-    """Lists of calls in; after each call its outcome out, so that the other side knows which one is running."""
+def _serve(
+    calls: Connection, progress: int, functions: Sequence[Callable[..., Any]], memory_bytes: int
+) -> NoReturn:
+    """Lists of calls in, outcomes out, a few at a time; a byte to `progress` as each call begins."""
     _limit_memory(memory_bytes)
     try:
         while True:
             message = calls.recv_bytes()
             if message == STOP:
                 continue  # it came too late: the list it was for is done
-            which, rows, hooks = pickle.loads(message)
+            which, rows, encoded_hooks = pickle.loads(message)
+            hooks = pickle.loads(encoded_hooks)
+            done: list[bytes] = []
+            told = time.monotonic()
             for position, row in enumerate(rows):
+                if done and time.monotonic() - told > _TELL_SECONDS:
+                    calls.send_bytes(pickle.dumps(done))
+                    done, told = [], time.monotonic()
                 if position and calls.poll() and calls.recv_bytes() == STOP:
+                    if done:
+                        calls.send_bytes(pickle.dumps(done))
                     calls.send_bytes(b"")  # the rest is left
                     break
-                outcome = call_reward(functions[which], pickle.loads(row), pickle.loads(hooks))
-                calls.send_bytes(pickle.dumps(outcome))
+                os.write(progress, b".")
+                done.append(call_reward(functions[which], pickle.loads(row), hooks).packed())
+            else:
+                calls.send_bytes(pickle.dumps(done))
     except (EOFError, OSError):
         os._exit(0)
 
