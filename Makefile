@@ -18,8 +18,8 @@ help: ## show this list
 
 # torch first and alone: it is by far the largest, and whatever comes after must fit the torch that is pinned.
 $(STAMP): pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed, this is " + sys.version.split()[0] \
-	    + "; set PYTHON=/path/to/python3" if sys.version_info < (3, 10) else 0)'
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed (by TRL), this is " + sys.version.split()[0] \
+	    + "; set PYTHON=/path/to/python3" if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -c constraints.txt torch
 	$(BIN)/python -m pip install -c constraints.txt -e ".[dev]"

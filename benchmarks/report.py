@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from workload import SHAPES
 
 ROWS = (  # key of the medians, label, format
     ("seconds_per_step", "seconds per step", "{:.2f}"),
@@ -76,7 +77,8 @@ def write_results(result: dict[str, Any], folder: Path) -> None:
     """Keep one shape's result, then write RESULTS.md from all that are kept: a shape can be measured again alone."""
     (folder / "results").mkdir(parents=True, exist_ok=True)
     (folder / "results" / f"{result['shape']}.json").write_text(json.dumps(result, indent=1) + "\n")
-    kept = [json.loads(path.read_text()) for path in sorted((folder / "results").glob("*.json"))]
+    files = [folder / "results" / f"{name}.json" for name in sorted(SHAPES)]
+    kept = [json.loads(path.read_text()) for path in files if path.exists()]
     text = [
         "# Results",
         "",

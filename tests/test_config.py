@@ -230,8 +230,11 @@ def test_negative_reward_weight_is_fine(make: Callable[..., GRPOConfig]) -> None
 def test_kl_in_reward_needs_a_kl_of_sampled_tokens(make: Callable[..., GRPOConfig]) -> None:
     (no_beta,) = problems_of(make, kl_in_reward=True)
     assert "beta above 0" in no_beta
-    (full,) = problems_of(make, kl_in_reward=True, beta=0.04, kl_estimator="full")
-    assert "kl_estimator='full'" in full
+    for estimator in ("k2", "full"):
+        (ignored,) = problems_of(make, kl_in_reward=True, beta=0.04, kl_estimator=estimator)
+        assert f"kl_estimator={estimator!r} would have no effect" in ignored
+    (alone,) = problems_of(make, kl_in_reward=True, beta=0.04, multi_objective_aggregation="normalize_then_sum")
+    assert "multi_objective_aggregation='sum_then_normalize'" in alone
     assert make(kl_in_reward=True, beta=0.04, kl_estimator="k1").kl_in_reward
     assert make(beta=0.04, kl_estimator="full").kl_estimator == "full"
 

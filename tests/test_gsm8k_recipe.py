@@ -79,11 +79,14 @@ def test_trains_on_the_real_questions(
 ) -> None:
     rows = gsm8k_rows()
     asked: list[tuple[str, str, str]] = []
+    judged: list[float | None] = []
+    real_accuracy_reward = recipe.accuracy_reward
 
     def accuracy_reward(prompts: list[Any], solution: list[str], **kwargs: Any) -> list[float]:
         asked.extend(
             (system["content"], user["content"], gold) for (system, user), gold in zip(prompts, solution, strict=True)
         )
+        judged.extend(real_accuracy_reward(prompts=prompts, solution=solution, **kwargs))
         # A random model answers nothing; something has to differ within a group for there to be a gradient.
         return [float(len(ids) + sum(ids) % 7) for ids in kwargs["completion_ids"]]
 
@@ -99,6 +102,8 @@ def test_trains_on_the_real_questions(
     assert len(losses) == 3
     assert all(math.isfinite(loss) for loss in losses)
 
+    assert len(judged) == 3 * 4
+    assert all(value in (0.0, 1.0) for value in judged)  # every gold could be read
     golds = {row["question"]: row["final"] for row in rows}
     assert len(trainer.train_dataset) == len(rows) == 7_473
     assert len(asked) == 3 * 4  # steps, completions per step

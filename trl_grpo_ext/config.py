@@ -106,7 +106,11 @@ class GRPOConfig(_BaseConfig):
         "negative, TRL's), or 'full' (the exact KL of the whole distributions at each position).",
         "k3",
     )
-    kl_in_reward: bool = _help("Whether to subtract beta * KL from the reward instead of adding it to the loss.", False)
+    kl_in_reward: bool = _help(
+        "Whether to subtract beta * KL from the reward instead of adding it to the loss. The KL is then that of 'k1', "
+        "summed over the completion.",
+        False,
+    )
     use_bias_correction_kl: bool = _help(
         "Whether to multiply the KL term by the importance sampling ratio, so that its gradient is the unbiased "
         "reverse-KL gradient (DeepSeek-V3.2, arXiv:2512.02556).",
@@ -118,7 +122,7 @@ class GRPOConfig(_BaseConfig):
         "Upper clipping range of the ratio. If unset, `epsilon`. DAPO recommends 0.28.", None
     )
     delta: float | None = _help(
-        "Upper bound of the ratio in two-sided clipping (INTELLECT-2, arXiv:2505.07291); should be above 1 + epsilon. "
+        "Upper bound of the ratio in two-sided clipping (INTELLECT-2, arXiv:2505.07291); should be above 1 + epsilon_high. "
         "If unset, clipping is one-sided.",
         None,
     )

@@ -101,11 +101,11 @@ def _kl_in_reward(config: GRPOConfig) -> Iterator[str]:
             "kl_in_reward=True must come with beta above 0, and beta=0.0 leaves nothing to subtract from the reward. "
             "Set beta, or kl_in_reward=False."
         )
-    if config.kl_estimator == "full":
+    if config.kl_estimator in ("k2", "full"):
         yield (
-            "kl_in_reward=True must come with kl_estimator 'k1', 'k2' or 'k3', and kl_estimator='full' is a KL of "
-            "whole distributions, while a reward is charged for the sampled tokens. Set kl_estimator='k1', or "
-            "kl_in_reward=False."
+            f"kl_in_reward=True must come with kl_estimator='k1' (or the default), as what a reward is charged is "
+            f"always the log ratio of the sampled tokens, and kl_estimator={config.kl_estimator!r} would have no "
+            "effect. Set kl_estimator='k1', or kl_in_reward=False."
         )
     if config.multi_objective_aggregation == "normalize_then_sum":
         yield (

@@ -84,7 +84,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "delta",
         number(lambda v: v > 0),
-        "a number above 0, and should be above 1 + epsilon",
+        "a number above 0, and should be above 1 + epsilon_high",
         "Leave it unset for one-sided clipping",
         optional=True,
     ),

@@ -88,6 +88,7 @@ class ExperienceMaker:
             {name: [row.get(name) for row in repeated] for name in names},
             trainer_state=state,
             step=state.global_step,
+            prefills=prefills,
         )
         seconds = {"rollout": generated - started, "reward": time.perf_counter() - generated}
         return Scored(rollouts, rewards, prompts, completions, seconds)
@@ -182,7 +183,9 @@ class ExperienceMaker:
             metrics.record(name, value)
         extras, values = self.reward_scorer.pop_logged()
         self._extras = extras
-        for name, logged in values.items():
+        # Not every process has logged every metric, nor the same number of times
+        for name in sorted(set(gather_object(list(values)))):
+            logged = gather_object(values.get(name, []))
             metrics.record(name, sum(logged) / len(logged))
         return sum(prompts) + sum(lengths)
 
@@ -223,6 +226,8 @@ class ExperienceMaker:
     def _keep_completions(self, scored: Scored, advantages: torch.Tensor) -> None:
         own = list(zip(scored.prompts, scored.completions, scored.rewards.tolist(), advantages.tolist(), strict=True))
         prompts, completions, rewards, gathered = zip(*gather_object(own), strict=True)
-        extras = {name: gather_object(values) for name, values in sorted(self._extras.items())}
+        nothing = [None] * len(own)
+        names = sorted(set(gather_object(list(self._extras))))
+        extras = {name: gather_object(self._extras.get(name, nothing)) for name in names}
         by_name = {name: [row[k] for row in rewards] for k, name in enumerate(self.reward_scorer.names)}
         self.completion_log.update(list(prompts), list(completions), by_name, list(gathered), extras)

@@ -16,7 +16,7 @@ from trl.trainer.utils import get_config_model_id
 
 from .attention import use_group_attention
 from .config import GRPOConfig
-from .data import PromptEncoder, check_columns, check_lengths, repeat_stream
+from .data import PromptEncoder, check_columns, check_prompts, repeat_stream
 from .policy import (
     CompletionScorer,
     add_adapter,
@@ -27,8 +27,12 @@ from .policy import (
     packing_problem,
 )
 from .rewards import RewardScorer
+from .rewards.firewall import RESERVED
 
 logger = get_logger(__name__)
+
+# Arguments of a reward function that are not columns; TRL drops a column `completion_ids`, and so do we
+_TAKEN_COLUMNS = frozenset(RESERVED) - {"completion_ids"}
 
 EvalDataset: TypeAlias = Dataset | IterableDataset | dict[str, Dataset | IterableDataset]
 
@@ -126,19 +130,49 @@ def named_datasets(
     elif evaluation is not None:
         named["eval_dataset"] = evaluation
     for name, dataset in named.items():
-        check_columns(dataset, name)
+        taken = sorted(set(check_columns(dataset, name)) & _TAKEN_COLUMNS)
+        if taken:
+            raise ValueError(
+                f"{name} has the column(s) {taken}, and rewards are called with arguments of that name: rename them "
+                "with dataset.rename_column."
+            )
     return named
 
 
-def check_prompt_lengths(
+def check_size(dataset: Dataset | IterableDataset, args: GRPOConfig) -> None:
+    """Refuse a dataset that does not fill one generation, of which training would silently do nothing.
+
+    Raises:
+        ValueError: says how many prompts there are, and how many it takes.
+    """
+    prompts = cast(int, args.generation_batch_size) // args.num_generations
+    if isinstance(dataset, Dataset) and len(dataset) < prompts:
+        raise ValueError(
+            f"train_dataset has {len(dataset)} rows, and one generation takes {prompts} prompts (generation_batch_size="
+            f"{args.generation_batch_size} / num_generations={args.num_generations}): only whole generations are "
+            "trained on. Lower steps_per_generation, gradient_accumulation_steps or per_device_train_batch_size, or "
+            "add rows."
+        )
+
+
+def check_all_prompts(
     datasets: dict[str, Dataset | IterableDataset], encoder: PromptEncoder, model: PreTrainedModel, completion: int
 ) -> int | None:
-    """Longest prompt the model's context allows (None: unknown), after refusing longer ones in map-style datasets.
+    """Longest prompt the model's context allows (None: unknown), after refusing bad prompts of map-style datasets.
 
     Rotary positions go on beyond the context a model was trained for, so there a prompt must only leave room for the
     first token. A table of learned positions ends: a prompt must leave room for `completion` tokens.
     """
     context = context_limit(model)
+    limit = _prompt_limit(context, model, completion)
+    for name, dataset in datasets.items():
+        if isinstance(dataset, Dataset):
+            why = f"that the model's context of {context} tokens has room for, beside a completion"
+            check_prompts(dataset, name, encoder, limit, why)
+    return limit
+
+
+def _prompt_limit(context: int | None, model: PreTrainedModel, completion: int) -> int | None:
     if context is None:
         return None
     rotary = getattr(model.config.get_text_config(), "rope_parameters", None) is not None
@@ -148,10 +182,6 @@ def check_prompt_lengths(
             f"max_completion_length={completion} must be below the model's context of {context} tokens, or no prompt "
             "fits beside a completion. Lower max_completion_length."
         )
-    for name, dataset in datasets.items():
-        if isinstance(dataset, Dataset):
-            why = f"that the model's context of {context} tokens has room for, beside a completion"
-            check_lengths(dataset, name, encoder, limit, why)
     return limit
 
 

@@ -47,7 +47,8 @@ from .rollout import GroupSampler, SamplingParams
 from .startup import (
     EvalDataset,
     as_dict,
-    check_prompt_lengths,
+    check_all_prompts,
+    check_size,
     choose_packing,
     group_order,
     grouped_stream,
@@ -121,12 +122,15 @@ class GRPOTrainer(_BaseTrainer):
     ) -> None:
         args = resolve_config(args, model)
         datasets = named_datasets(train_dataset, eval_dataset)
+        check_size(datasets["train_dataset"], args)
+        rewards, weights = make_rewards(reward_funcs, reward_processing_classes, args)
         set_seed(args.seed)  # a fresh adapter is drawn at random
         model = load_policy(model, args, quantization_config)
         base = base_model_of(model)
         tokenizer = resolve_tokenizer(processing_class, base, args)
         encoder = PromptEncoder(tokenizer, as_dict(args.chat_template_kwargs))
-        prompt_limit = check_prompt_lengths(datasets, encoder, base, args.max_completion_length)
+        longest = args.sampling_options()["max_new_tokens"]
+        prompt_limit = check_all_prompts(datasets, encoder, base, longest)
         model = make_trainable(model, args, peft_config)
 
         self._scorer = CompletionScorer(base, args.temperature)
@@ -138,7 +142,6 @@ class GRPOTrainer(_BaseTrainer):
         self._sampler = GroupSampler(model, tokenizer, params, shared_prompts=self._packed)  # fuses layers
         if self._recompute is not None:
             self._recompute.weigh_again(model, base, self._scorer)
-        rewards, weights = make_rewards(reward_funcs, reward_processing_classes, args)
         if isinstance(train_dataset, IterableDataset):
             train_dataset = grouped_stream(train_dataset, args)
 
@@ -201,6 +204,12 @@ class GRPOTrainer(_BaseTrainer):
             step.add(self._experience, range(take.slices.start * size, take.slices.stop * size))
             step.micro_steps += len(take.slices)
         if not step.micro_steps:
+            if self.state.global_step == 0:
+                raise ValueError(
+                    f"train_dataset ended before it filled one generation of {self.args.generation_batch_size} "
+                    f"completions, {self.args.num_generations} for each prompt: nothing could be trained. Lower "
+                    "steps_per_generation or per_device_train_batch_size, or add rows."
+                )
             return [], None
         # With several processes the last micro-batch must run on all of them, or gradients would not be reduced
         chosen = step.trained(

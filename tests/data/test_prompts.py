@@ -6,7 +6,7 @@ import pytest
 from datasets import Dataset, IterableDataset
 from tokenizers.processors import TemplateProcessing
 
-from trl_grpo_ext.data import EncodedPrompt, PromptEncoder, batched, check_columns, check_lengths
+from trl_grpo_ext.data import EncodedPrompt, PromptEncoder, batched, check_columns, check_prompts
 
 TEMPLATE = (
     "{{ bos_token }}{% if system is defined %}[{{ system }}]{% endif %}"
@@ -166,27 +166,27 @@ def test_something_else_than_a_dataset_is_refused():
 def test_prompts_that_are_too_long_are_refused_by_row(encoder):
     # A byte is a token, and BOS is one more
     dataset = Dataset.from_list([{"prompt": "a" * n} for n in (3, 1999, 2000, 5, 2500)])
-    check_lengths(dataset, "train_dataset", encoder, 2501, "of the test")
+    check_prompts(dataset, "train_dataset", encoder, 2501, "of the test")
     with pytest.raises(ValueError, match=r"prompt of row 4 has 2501 tokens, more than the 2500 of the test; 1 of 5"):
-        check_lengths(dataset, "train_dataset", encoder, 2500, "of the test")
+        check_prompts(dataset, "train_dataset", encoder, 2500, "of the test")
     with pytest.raises(ValueError, match=r"train_dataset: the prompt of row 2 has 2001 tokens, .*; 2 of 5 .*filter"):
-        check_lengths(dataset, "train_dataset", encoder, 2000, "of the test")
+        check_prompts(dataset, "train_dataset", encoder, 2000, "of the test")
 
 
 def test_what_the_template_writes_counts(encoder):
     dataset = Dataset.from_list([{"prompt": [USER]}])
     length = len(encoder.encode([USER]).ids)
     assert length > 20
-    check_lengths(dataset, "train_dataset", encoder, length, "")
+    check_prompts(dataset, "train_dataset", encoder, length, "")
     with pytest.raises(ValueError, match=f"row 0 has {length} tokens"):
-        check_lengths(dataset, "train_dataset", encoder, length - 1, "")
+        check_prompts(dataset, "train_dataset", encoder, length - 1, "")
 
 
 def test_bytes_are_counted_and_not_characters(encoder):
     text = "é" * 1500  # 3,000 bytes, and as many tokens here
     for prompt in (text, [{"role": "user", "content": text}]):
         with pytest.raises(ValueError, match=r"row 0 has 30\d\d tokens"):
-            check_lengths(Dataset.from_list([{"prompt": prompt}]), "train_dataset", encoder, 2600, "")
+            check_prompts(Dataset.from_list([{"prompt": prompt}]), "train_dataset", encoder, 2600, "")
 
 
 def test_short_prompts_are_not_tokenized(tokenizer):
@@ -200,5 +200,5 @@ def test_short_prompts_are_not_tokenized(tokenizer):
             return super().encode(prompt)
 
     dataset = Dataset.from_list([{"prompt": "a" * 100}] * 3 + [{"prompt": "a" * 4000}])
-    check_lengths(dataset, "train_dataset", Counting(tokenizer), 4096, "")
-    assert Counting.calls == 1
+    check_prompts(dataset, "train_dataset", Counting(tokenizer), 4096, "")
+    assert Counting.calls == 2  # the first, to see that it can be read, and the long one

@@ -298,6 +298,39 @@ def test_reward_model_applies_its_chat_template() -> None:
     torch.testing.assert_close(rewards[:, 0], torch.tensor(expected))
 
 
+def test_reward_model_reads_what_the_prompt_wrote_of_the_completion_once() -> None:
+    model, tokenizer = classifier(), byte_tokenizer()
+    scorer = RewardScorer(model, processing_classes=tokenizer)
+    rewards = scorer.score(
+        ["q<think>", "rr"], ["<think>a", "b"], [[1], [2]], {}, step=0, prefills=["<think>", ""]
+    )
+    torch.testing.assert_close(
+        rewards[:, 0], torch.tensor(expected_logits(model, tokenizer, ["q<think>a", "rrb"]))
+    )
+
+
+def test_reward_model_reads_a_continued_message_as_one() -> None:
+    model, tokenizer = classifier(), byte_tokenizer()
+    scorer = RewardScorer(model, processing_classes=tokenizer)
+    user = {"role": "user", "content": "q"}
+    # The message to go on with; and a `<think>` of the policy's template, which is in no message of the prompt
+    prompts = [[user, {"role": "assistant", "content": "well <think>i"}], [user]]
+    completions = [[{"role": "assistant", "content": text}] for text in ("<think>i am", "<think>hm")]
+    rewards = scorer.score(prompts, completions, [[1], [2]], {}, step=0, prefills=["<think>i", "<think>"])
+    expected = expected_logits(model, tokenizer, ["u:q;a:well <think>i am;", "u:q;a:<think>hm;"])
+    torch.testing.assert_close(rewards[:, 0], torch.tensor(expected))
+
+
+def test_reward_model_that_raises_names_the_culprit() -> None:
+    """A text longer than its table of positions, say."""
+    model, tokenizer = classifier(), byte_tokenizer()
+    scorer = RewardScorer(model, processing_classes=tokenizer, names=["judge"])
+    with torch.no_grad():
+        model.model.embed_tokens.weight = nn.Parameter(model.model.embed_tokens.weight[:100])
+    with pytest.raises(RewardError, match=r"'judge' raised IndexError at step 7.*\n.*completion 0 of 6"):
+        score(scorer)
+
+
 def test_reward_model_by_path(tmp_path: Path) -> None:
     path = tmp_path / "judge"
     model, tokenizer = classifier(), byte_tokenizer()

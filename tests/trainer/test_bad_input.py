@@ -71,6 +71,31 @@ CASES: dict[str, tuple[Callable[[Any], dict[str, Any]], type[Exception], tuple[s
         ("train_dataset", "datasets.Dataset", "list"),
     ),
     "a list for an eval dataset": (lambda f: {"eval_dataset": [{"prompt": "a"}]}, TypeError, ("eval_dataset", "list")),
+    "a prompt that is none": (
+        lambda f: {"train_dataset": prompts("a", "b", None)},
+        ValueError,
+        ("train_dataset", "'prompt' of row 2 is null", "string"),
+    ),
+    "an empty prompt": (
+        lambda f: {"train_dataset": prompts("a", "b", "")},
+        ValueError,
+        ("train_dataset, row 2", "no tokens", "filter"),
+    ),
+    "conversations without a chat template": (
+        lambda f: {"train_dataset": prompts(*[[{"role": "user", "content": "a"}]] * 2)},
+        ValueError,
+        ("train_dataset, row 0", "chat_template"),
+    ),
+    "fewer prompts than a generation takes": (
+        lambda f: {"train_dataset": prompts("a", "b", "c"), "gradient_accumulation_steps": 2},
+        ValueError,
+        ("train_dataset has 3 rows", "takes 4 prompts", "steps_per_generation"),
+    ),
+    "a column named like an argument of rewards": (
+        lambda f: {"train_dataset": prompts("a", "b").add_column("log_metric", [1, 2])},
+        ValueError,
+        ("train_dataset", "['log_metric']", "rename_column"),
+    ),
     "prompt longer than the context": (
         lambda f: {"train_dataset": prompts("short", "x" * 256, "y" * 300)},
         ValueError,
@@ -225,12 +250,27 @@ def test_model_that_cannot_be_packed_is_trained_with_padded_rows_and_a_warning(m
 # --- what can only be found out later ---
 
 
+def test_stream_that_ends_before_one_generation(make_trainer):
+    trainer = make_trainer(train_dataset=stream({"prompt": "ab"}))
+    with pytest.raises(ValueError, match=r"train_dataset ended before it filled one generation of 6 completions"):
+        trainer.train()
+
+
+def test_learned_positions_leave_room_for_what_is_sampled(make_trainer, make_model, lora):
+    """`generation_kwargs` may ask for longer completions than `max_completion_length`, which only the loss uses."""
+    given = {"train_dataset": prompts("x" * 40, "y"), "peft_config": lora()}
+    context = make_model("gpt2").config.max_position_embeddings
+    make_trainer(model=make_model("gpt2"), generation_kwargs={"max_new_tokens": context - 40}, **given)
+    with pytest.raises(ValueError, match=rf"row 0 has 40 tokens, more than the 39 that the model's context of {context}"):
+        make_trainer(model=make_model("gpt2"), generation_kwargs={"max_new_tokens": context - 39}, **given)
+
+
 def test_reward_with_a_wrong_number_of_values(make_trainer):
     def short(completion_ids, **kwargs):
         return [1.0] * (len(completion_ids) - 1)
 
     trainer = make_trainer(reward_funcs=short)
-    with pytest.raises(ValueError, match=r"reward 'short' returned 5 values, expected 6"):
+    with pytest.raises(ValueError, match=r"reward 'short' returned 5 values at step 0, expected 6"):
         trainer.train()
     assert trainer.state.global_step == 0
 

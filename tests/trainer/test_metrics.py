@@ -157,7 +157,7 @@ def test_times_add_up(make_trainer):
         parts = [entry[f"time/{name}"] for name in ("rollout", "reward", "update")]
         assert entry["step_time"] == pytest.approx(sum(parts))
         assert entry["time/update"] > 0
-    assert 0.06 <= first["time/reward"] < 0.2
+    assert first["time/reward"] >= 0.06
     assert first["time/rollout"] > 0
     assert second["time/rollout"] == second["time/reward"] == 0.0  # the second iteration samples nothing
 

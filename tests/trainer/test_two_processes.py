@@ -60,8 +60,8 @@ def test_two_processes_train_like_one(case, folders, make_model):
     assert (changes[0] - changes[1]).norm() / changes[1].norm() < 1e-5
 
     # Of all processes' completions, not of the first one's
-    names = {n for e in one_history for n in e if n.startswith(("reward", "completions/", "eval_reward", "kl", "num_"))}
-    assert {"reward", "reward_std", "eval_reward", "num_tokens", "completions/max_length"} <= names
+    names = {n for e in one_history for n in e if n.startswith(("reward", "completions/", "eval_reward", "kl", "num_", "mean_of", "only_of"))}
+    assert {"reward", "reward_std", "eval_reward", "num_tokens", "completions/max_length", "mean_of_all", "only_of_x"} <= names
     assert len(two_history) == len(one_history)
     for mine, other in zip(two_history, one_history, strict=True):
         for name in (names | {"loss"}) & other.keys():

@@ -27,13 +27,18 @@ CASES: dict[str, dict[str, Any]] = {
 PROMPTS = ["ab", "question", "cde?", "x", "forty two", "hi you", "why", "a longer one"]
 
 
-def token_sum(completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
+def token_sum(prompts: list[str], completion_ids: list[list[int]], log_metric: Any, **kwargs: Any) -> list[float]:
+    """Tells completions apart, and logs metrics that some processes have and others have not."""
+    for prompt, ids in zip(prompts, completion_ids, strict=True):
+        log_metric("mean_of_all", len(ids))
+        if prompt == "x":
+            log_metric("only_of_x", len(ids))
     return [sum((i + 1) * token for i, token in enumerate(ids)) % 11 / 3.0 for ids in completion_ids]
 
 
 def only_x(prompts: list[str], completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
     """Constant but for one prompt, so that only one process, and only one of its micro-batches, has a gradient."""
-    return [r if p == "x" else 0.5 for p, r in zip(prompts, token_sum(completion_ids), strict=True)]
+    return [r if p == "x" else 0.5 for p, r in zip(prompts, token_sum(prompts, completion_ids, **kwargs), strict=True)]
 
 
 def run(model: str, output: str, case: str, batch: int) -> None:

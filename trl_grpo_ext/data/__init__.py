@@ -2,7 +2,7 @@
 
 from .feed import GenerationFeed, Take
 from .order import GroupOrder, repeat_stream
-from .prompts import EncodedPrompt, PromptEncoder, batched, check_columns, check_lengths
+from .prompts import EncodedPrompt, PromptEncoder, batched, check_columns, check_prompts
 
 __all__ = [
     "EncodedPrompt",
@@ -12,6 +12,6 @@ __all__ = [
     "Take",
     "batched",
     "check_columns",
-    "check_lengths",
+    "check_prompts",
     "repeat_stream",
 ]

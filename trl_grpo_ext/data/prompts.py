@@ -56,9 +56,17 @@ class PromptEncoder:
         )
 
     def encode(self, prompt: Prompt) -> EncodedPrompt:
-        """Token ids of one prompt. Special tokens are added to plain text only: a chat template writes its own."""
+        """Token ids of one prompt. Special tokens are added to plain text only: a chat template writes its own.
+
+        Raises:
+            ValueError: if the prompt is neither text nor messages, or has no tokens.
+        """
+        if problem := form_problem(prompt):
+            raise ValueError(f"a prompt {problem}")
         text = self.text(prompt)
         ids = self._tokenizer(text, add_special_tokens=isinstance(prompt, str))["input_ids"]
+        if not ids:
+            raise ValueError(f"a prompt has no tokens: {prompt!r:.80}. Leave such rows out with dataset.filter.")
         opened = _OPENED_AT_END.search(text)
         if opened is None and not isinstance(prompt, str) and prompt[-1]["role"] == "assistant":
             opened = _OPENED_IN_MESSAGE.search(_texts(prompt[-1:])[0])
@@ -91,8 +99,18 @@ def batched(dataset: Dataset | IterableDataset, size: int) -> Iterator[list[dict
         yield rows
 
 
-def check_columns(dataset: Dataset | IterableDataset, name: str) -> None:
-    """Refuse an empty dataset, one without prompts, and prompts of a form nobody can read.
+def form_problem(prompt: Any) -> str:
+    """What is wrong with the form of a prompt; "" if it is text or a list of messages."""
+    if isinstance(prompt, str) or (prompt and is_conversational({"prompt": prompt})):
+        return ""
+    return (
+        f"is {json.dumps(prompt, default=str)[:80]}; it must be a string or a list of messages "
+        '[{"role": "user", "content": "..."}]'
+    )
+
+
+def check_columns(dataset: Dataset | IterableDataset, name: str) -> list[str]:
+    """The columns, after refusing an empty dataset, one without prompts, and a first prompt nobody can read.
 
     Raises:
         ValueError: says which, and what to do.
@@ -108,29 +126,34 @@ def check_columns(dataset: Dataset | IterableDataset, name: str) -> None:
             f"{name} has no 'prompt' column (its columns: {sorted(first)}). Rename the column that holds the prompts: "
             "dataset.rename_column('question', 'prompt')."
         )
-    prompt = first["prompt"]
-    if not isinstance(prompt, str) and (prompt == [] or not is_conversational({"prompt": prompt})):
-        raise ValueError(
-            f"{name}: 'prompt' is {json.dumps(prompt, default=str)[:80]}; it must be a string or a list of messages "
-            '[{"role": "user", "content": "..."}]'
-        )
+    if problem := form_problem(first["prompt"]):
+        raise ValueError(f"{name}: 'prompt' of the first row {problem}")
+    return list(first)
 
 
-def check_lengths(dataset: Dataset, name: str, encoder: PromptEncoder, limit: int, why: str) -> None:
-    """Refuse prompts of more than `limit` tokens.
+def check_prompts(dataset: Dataset, name: str, encoder: PromptEncoder, limit: int | None, why: str) -> None:
+    """Refuse prompts that are neither text nor messages, have no tokens, or more than `limit` tokens (None: unknown).
 
-    A token takes at least one byte of text, so only prompts of more bytes than that are tokenized.
+    A token takes at least one byte of text, so only prompts of more bytes than the limit are tokenized, and the first
+    one, which shows whether the tokenizer can read such prompts at all.
 
     Raises:
-        ValueError: names the first such row, its length and how many there are.
+        ValueError: names the first such row, and for long ones its length and how many there are.
     """
     long = []
     for row, prompt in enumerate(_prompts(dataset)):
+        if problem := form_problem(prompt):
+            raise ValueError(f"{name}: 'prompt' of row {row} {problem}")
         size = sum(len(text.encode()) for text in _texts(prompt))
-        if size + _TEMPLATE_BYTES > limit:
+        too_long = limit is not None and size + _TEMPLATE_BYTES > limit
+        if row and size and not too_long:
+            continue
+        try:
             tokens = len(encoder.encode(prompt).ids)
-            if tokens > limit:
-                long.append((row, tokens))
+        except ValueError as error:
+            raise ValueError(f"{name}, row {row}: {error}") from error
+        if limit is not None and tokens > limit:
+            long.append((row, tokens))
     if long:
         row, tokens = long[0]
         raise ValueError(

@@ -17,7 +17,8 @@ def clipped_surrogate(
 
     Different epsilons are DAPO's clip-higher (arXiv:2503.14476 §3.1). `delta` is the second side of two-sided clipping
     (INTELLECT-2, arXiv:2505.07291): without it the loss of a negative advantage grows without bound as the ratio does.
-    It has no effect unless it is above 1 + epsilon_high, where the first clip does not reach.
+    It belongs above 1 + epsilon_high, where the first clip does not reach; lower, it also takes the gradient from
+    positive advantages whose ratio is above it.
 
     Args:
         ratio: `(B, C)` or, at sequence level, `(B, 1)`.

@@ -31,12 +31,13 @@ class RewardBatch:
     completion_ids: list[list[int]]
     columns: dict[str, list[Any]]
     step: int
+    prefills: list[str]  # what a prompt wrote of the completion already: the completion's text begins with it
 
     def __post_init__(self) -> None:
         taken = [name for name in self.columns if name in RESERVED]
         if taken:
             raise ValueError(f"the dataset column(s) {taken} have names of reward arguments {RESERVED}: rename them.")
-        for name, values in self.kwargs().items():
+        for name, values in {**self.kwargs(), "prefills": self.prefills}.items():
             if len(values) != len(self.prompts):
                 raise ValueError(
                     f"`{name}` has {len(values)} values for {len(self.prompts)} prompts: rewards need one for each."
@@ -55,7 +56,8 @@ class RewardBatch:
         """A batch of this completion alone."""
         columns = {name: [values[index]] for name, values in self.columns.items()}
         ids = [self.completion_ids[index]]
-        return RewardBatch([self.prompts[index]], [self.completions[index]], ids, columns, self.step)
+        prefill = [self.prefills[index]]
+        return RewardBatch([self.prompts[index]], [self.completions[index]], ids, columns, self.step, prefill)
 
     def shown(self, index: int) -> str:
         """A completion and its prompt, for a message."""
@@ -93,10 +95,10 @@ def checked(name: str, output: Any, batch: RewardBatch) -> list[float]:
     expected = len(batch.completions)
     rule = f"expected {expected} values: one number or None per completion."
     if not isinstance(output, Iterable) or isinstance(output, (str, bytes, Mapping)):
-        raise ValueError(f"reward '{name}' returned {short(output)} ({type(output).__name__}), {rule}")
+        raise ValueError(f"reward '{name}' returned {short(output)} ({type(output).__name__}) at step {batch.step}, {rule}")
     values = list(output)
     if len(values) != expected:
-        raise ValueError(f"reward '{name}' returned {len(values)} values, {rule}")
+        raise ValueError(f"reward '{name}' returned {len(values)} values at step {batch.step}, {rule}")
     return [_checked_value(name, value, index, batch) for index, value in enumerate(values)]
 
 

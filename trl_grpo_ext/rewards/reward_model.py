@@ -66,9 +66,12 @@ class RewardModel:
             device = next(loaded.parameters()).device
         return cls(loaded.eval(), tokenizer, name, device)
 
-    def score(self, prompts: Sequence[Any], completions: Sequence[Any]) -> list[float]:
-        """One score per completion: the logit at the last token of prompt + completion."""
-        texts = self._texts(prompts, completions)
+    def score(self, prompts: Sequence[Any], completions: Sequence[Any], prefills: Sequence[str]) -> list[float]:
+        """One score per completion: the logit at the last token of prompt + completion.
+
+        `prefills` is what each completion's text begins with that its prompt wrote already; it is read once.
+        """
+        texts = self._texts(prompts, completions, prefills)
         scores: list[float] = []
         self.model.eval()  # someone else may hold the model too, and have put it in training mode
         with torch.inference_mode():
@@ -83,12 +86,22 @@ class RewardModel:
                 scores += self.model(**inputs).logits[:, 0].float().tolist()
         return scores
 
-    def _texts(self, prompts: Sequence[Any], completions: Sequence[Any]) -> list[str]:
-        pairs = zip(prompts, completions, strict=True)
+    def _texts(self, prompts: Sequence[Any], completions: Sequence[Any], prefills: Sequence[str]) -> list[str]:
+        rows = zip(prompts, completions, prefills, strict=True)
         if not prompts or not is_conversational({"prompt": prompts[0]}):
-            return [prompt + completion for prompt, completion in pairs]
-        messages = [{"messages": prompt + completion} for prompt, completion in pairs]
+            return [prompt + completion[len(prefill) :] for prompt, completion, prefill in rows]
+        messages = [{"messages": _conversation(*row)} for row in rows]
         return [apply_chat_template(row, self.tokenizer, **self.chat_template_kwargs)["text"] for row in messages]
+
+
+def _conversation(
+    prompt: list[dict[str, Any]], completion: list[dict[str, Any]], prefill: str
+) -> list[dict[str, Any]]:
+    """Prompt and completion; a completion that continues the prompt's last message is joined to it."""
+    if prompt[-1]["role"] != "assistant":
+        return prompt + completion  # a `<think>` that the policy's template wrote is not in the prompt's messages
+    continued = prompt[-1]["content"] + completion[0]["content"][len(prefill) :]
+    return [*prompt[:-1], {**prompt[-1], "content": continued}, *completion[1:]]
 
 
 def _agree_on_padding(config: Any, tokenizer: Any, name: str) -> None:

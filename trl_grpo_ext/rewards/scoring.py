@@ -101,6 +101,7 @@ class RewardScorer:
         *,
         step: int,
         trainer_state: Any = None,
+        prefills: Sequence[str] | None = None,
     ) -> torch.Tensor:
         """Every reward of every completion.
 
@@ -109,16 +110,19 @@ class RewardScorer:
             columns: the dataset's other columns, B values each, passed to the functions by name.
             step: the trainer's step, for error messages.
             trainer_state: passed to the functions.
+            prefills: what each completion's text begins with that its prompt wrote already (a `<think>` opened by a
+                chat template), so that reward models do not read it twice. Nothing by default.
 
         Returns:
             (B, K) float32 on the CPU; NaN where a function returned None.
 
         Raises:
             ValueError: a function did not return one value per completion, or B differs between the arguments.
-            RewardError: a function raised, or returned something that is not a finite number or None.
+            RewardError: a reward raised, or a function returned something that is not a finite number or None.
         """
         ids = [list(completion) for completion in completion_ids]
-        batch = RewardBatch(list(prompts), list(completions), ids, dict(columns), step)
+        written = [""] * len(completions) if prefills is None else list(prefills)
+        batch = RewardBatch(list(prompts), list(completions), ids, dict(columns), step, written)
         hooks = {"trainer_state": trainer_state, "log_extra": self._log_extra, "log_metric": self._log_metric}
         awaited = [k for k, reward in enumerate(self.rewards) if _is_async(reward)]
         outputs = {k: self._call(k, batch, hooks) for k in range(len(self.rewards)) if k not in awaited}
@@ -139,9 +143,9 @@ class RewardScorer:
 
     def _call(self, k: int, batch: RewardBatch, hooks: dict[str, Any]) -> Any:
         reward = self.rewards[k]
-        if isinstance(reward, RewardModel):
-            return reward.score(batch.prompts, batch.completions)
         try:
+            if isinstance(reward, RewardModel):
+                return reward.score(batch.prompts, batch.completions, batch.prefills)
             return reward(**batch.kwargs(), **hooks)
         except Exception as error:
             raise self._blame(k, batch, hooks, error) from error
@@ -171,8 +175,11 @@ class RewardScorer:
         reward = self.rewards[k]
 
         def call(row: RewardBatch) -> None:
+            if isinstance(reward, RewardModel):
+                reward.score(row.prompts, row.completions, row.prefills)
+                return
             if not _is_async(reward):
-                reward(**row.kwargs(), **silent)  # type: ignore[operator]
+                reward(**row.kwargs(), **silent)
                 return
             (result,) = self._gather([k], row, silent)
             if isinstance(result, BaseException):
