@@ -301,12 +301,8 @@ def test_reward_model_applies_its_chat_template() -> None:
 def test_reward_model_reads_what_the_prompt_wrote_of_the_completion_once() -> None:
     model, tokenizer = classifier(), byte_tokenizer()
     scorer = RewardScorer(model, processing_classes=tokenizer)
-    rewards = scorer.score(
-        ["q<think>", "rr"], ["<think>a", "b"], [[1], [2]], {}, step=0, prefills=["<think>", ""]
-    )
-    torch.testing.assert_close(
-        rewards[:, 0], torch.tensor(expected_logits(model, tokenizer, ["q<think>a", "rrb"]))
-    )
+    rewards = scorer.score(["q<think>", "rr"], ["<think>a", "b"], [[1], [2]], {}, step=0, prefills=["<think>", ""])
+    torch.testing.assert_close(rewards[:, 0], torch.tensor(expected_logits(model, tokenizer, ["q<think>a", "rrb"])))
 
 
 def test_reward_model_reads_a_continued_message_as_one() -> None:

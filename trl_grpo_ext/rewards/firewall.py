@@ -95,7 +95,8 @@ def checked(name: str, output: Any, batch: RewardBatch) -> list[float]:
     expected = len(batch.completions)
     rule = f"expected {expected} values: one number or None per completion."
     if not isinstance(output, Iterable) or isinstance(output, (str, bytes, Mapping)):
-        raise ValueError(f"reward '{name}' returned {short(output)} ({type(output).__name__}) at step {batch.step}, {rule}")
+        what = f"{short(output)} ({type(output).__name__})"
+        raise ValueError(f"reward '{name}' returned {what} at step {batch.step}, {rule}")
     values = list(output)
     if len(values) != expected:
         raise ValueError(f"reward '{name}' returned {len(values)} values at step {batch.step}, {rule}")
