@@ -4,13 +4,6 @@ A worked addition goes column by column, units first, each column with the carry
 
     prompt       475+386=
     completion   <think>5+6+0=11 7+8+1=16 4+3+1=8</think><answer>861</answer>
-
-The model is warmed up on the work of a careless pupil, who knows how to add but usually forgets the carries:
-
-    completion   <think>5+6+0=11 7+8+0=15 4+3+0=7</think><answer>751</answer>
-
-Imitation alone therefore stalls near the share of additions that need no carry, about a third. That carrying pays is
-for the reward to teach, which looks at the answer only.
 """
 
 from __future__ import annotations
@@ -22,16 +15,15 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-DIGITS = {2: 4, 3: 3, 4: 2, 5: 1}  # digits of both numbers -> weight: most problems are short, a few are long
+DIGITS = {2: 3, 3: 1}  # digits of both numbers -> weight
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
-FORGETFULNESS = 0.75  # share of the warm-up's additions in which the pupil forgets the carries
-MAX_COMPLETION_LENGTH = 60  # tokens; a worked addition has at most 55
+MAX_COMPLETION_LENGTH = 60  # tokens; a worked addition has at most 35, and some room to go astray
 
 Row = dict[str, str]
 
 
-def worked_addition(a: int, b: int, *, carries: bool = True) -> str:
-    """The completion for `a+b=`, with or without the carries; both numbers have equally many digits."""
+def worked_addition(a: int, b: int) -> str:
+    """The completion for `a+b=`; both numbers have equally many digits."""
     digits = len(str(a))
     columns: list[str] = []
     answer: list[str] = []
@@ -41,7 +33,7 @@ def worked_addition(a: int, b: int, *, carries: bool = True) -> str:
         total = x + y + carry
         columns.append(f"{x}+{y}+{carry}={total}")
         answer.insert(0, str(total if place == digits - 1 else total % 10))
-        carry = total // 10 if carries else 0
+        carry = total // 10
     return f"<think>{' '.join(columns)}</think><answer>{''.join(answer)}</answer>"
 
 
@@ -55,14 +47,14 @@ def operands(prompt: str) -> tuple[int, int]:
 class Splits:
     """Rows with `prompt`, `solution` and, in `warm_up`, `completion`. No two rows of any split add the same numbers."""
 
-    warm_up: list[Row]  # the careless pupil's work, for SFT
+    warm_up: list[Row]  # worked additions, for SFT
     practice: list[Row]  # problems and solutions only, for GRPO
     validation: list[Row]  # tells when to stop the warm-up
     held_out: list[Row]  # what is reported
 
 
 def make_splits(
-    seed: int, *, warm_up: int = 5000, practice: int = 1500, validation: int = 200, held_out: int = 400
+    seed: int, *, warm_up: int = 3000, practice: int = 1500, validation: int = 200, held_out: int = 400
 ) -> Splits:
     """Draw all problems at once, without replacement (`a+b` and `b+a` count as one), and cut the draw into splits."""
     rng = random.Random(seed)
@@ -74,8 +66,7 @@ def make_splits(
     rows = iter(problems.values())
     splits = [[next(rows) for _ in range(size)] for size in (held_out, validation, practice, warm_up)]
     for row in splits[3]:
-        a, b = operands(row["prompt"])
-        row["completion"] = worked_addition(a, b, carries=rng.random() >= FORGETFULNESS)
+        row["completion"] = worked_addition(*operands(row["prompt"]))
     return Splits(held_out=splits[0], validation=splits[1], practice=splits[2], warm_up=splits[3])
 
 

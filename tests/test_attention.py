@@ -1,14 +1,18 @@
 """The registered attention function: plain SDPA to everybody who does not hand it a layout."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
+from transformers import AutoConfig
 
 from trl_grpo_ext.attention import (
     GROUP_ATTENTION,
     UnsupportedAttention,
     dummy_mask,
     group_attention,
+    local_attention,
     use_group_attention,
 )
 
@@ -94,6 +98,51 @@ def test_attention_of_another_kind_is_refused(keyword, value):
     assert layout.calls == []
     group_attention(nn.Linear(1, 1), query, query, query, None, group_layout=layout, **{keyword: None})
     assert len(layout.calls) == 1
+
+
+LOCAL = {
+    "mistral": ({}, "sliding_window=4096"),
+    "phimoe": ({"sliding_window": 100}, "sliding_window=100"),
+    "llama4_text": ({}, "chunked_attention"),
+    "gemma3_text": ({}, "sliding_attention"),
+    "qwen2": ({"use_sliding_window": True, "max_window_layers": 3}, "sliding_attention"),
+    "qwen2_moe": ({"use_sliding_window": True}, "sliding_attention"),
+    "deepseek_v32": ({}, "indexed_attention"),
+    "glm_moe_dsa": ({}, "indexed_attention"),
+    "jamba": ({}, "linear_attention"),
+}
+FULL = (
+    "qwen2",
+    "qwen2_moe",
+    "qwen3",
+    "qwen3_moe",
+    "llama",
+    "gemma",
+    "phi",
+    "phi3",
+    "phimoe",
+    "gpt2",
+    "mixtral",
+    "olmo2",
+)
+
+
+@pytest.mark.parametrize("kind", LOCAL)
+def test_a_pattern_in_the_mask_alone_is_read_from_the_config(kind):
+    overrides, reason = LOCAL[kind]
+    found = local_attention(SimpleNamespace(config=AutoConfig.for_model(kind, **overrides)))
+    assert found is not None and reason in found
+
+
+@pytest.mark.parametrize("kind", FULL)
+def test_full_attention_has_no_pattern(kind):
+    assert local_attention(SimpleNamespace(config=AutoConfig.for_model(kind))) is None
+
+
+def test_a_window_that_no_layer_uses_is_none():
+    config = AutoConfig.for_model("gemma3_text", num_hidden_layers=2, layer_types=["full_attention"] * 2)
+    assert config.sliding_window == 4096
+    assert local_attention(SimpleNamespace(config=config)) is None
 
 
 def test_models_off_sdpa_stay_as_they_are(make_model):

@@ -16,7 +16,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from recipes.embedded_task import (
     DIGITS,
-    FORGETFULNESS,
     MAX_COMPLETION_LENGTH,
     TAGS,
     make_model,
@@ -30,24 +29,18 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.parametrize(
-    ("a", "b", "carries", "completion"),
+    ("a", "b", "completion"),
     [
         # 5+6 = 11, carry 1; 7+8+1 = 16, carry 1; 4+3+1 = 8: 861
-        (475, 386, True, "<think>5+6+0=11 7+8+1=16 4+3+1=8</think><answer>861</answer>"),
-        # forgotten: 11 -> 1; 7+8 = 15 -> 5; 4+3 = 7: 751
-        (475, 386, False, "<think>5+6+0=11 7+8+0=15 4+3+0=7</think><answer>751</answer>"),
+        (475, 386, "<think>5+6+0=11 7+8+1=16 4+3+1=8</think><answer>861</answer>"),
         # the last column keeps both digits: 4+3 = 7, 2+1 = 3, 9+8 = 17: 1737
-        (924, 813, True, "<think>4+3+0=7 2+1+0=3 9+8+0=17</think><answer>1737</answer>"),
+        (924, 813, "<think>4+3+0=7 2+1+0=3 9+8+0=17</think><answer>1737</answer>"),
         # as many columns as digits: 0+5 = 5, 1+9 = 10: 105
-        (10, 95, True, "<think>0+5+0=5 1+9+0=10</think><answer>105</answer>"),
+        (10, 95, "<think>0+5+0=5 1+9+0=10</think><answer>105</answer>"),
     ],
 )
-def test_worked_addition(a: int, b: int, carries: bool, completion: str) -> None:
-    assert worked_addition(a, b, carries=carries) == completion
-
-
-def test_without_any_carry_both_pupils_are_right() -> None:
-    assert worked_addition(123, 456, carries=False) == worked_addition(123, 456)
+def test_worked_addition(a: int, b: int, completion: str) -> None:
+    assert worked_addition(a, b) == completion
 
 
 def test_tags_survive_decoding_and_special_tokens_do_not() -> None:
@@ -63,9 +56,9 @@ def test_tags_survive_decoding_and_special_tokens_do_not() -> None:
 
 
 def test_the_longest_working_fits() -> None:
-    # 5 columns of 8 characters (9+9+1=19), 4 spaces, 4 tags, 199998, EOS: 40 + 4 + 4 + 6 + 1 = 55
-    assert max(DIGITS) == 5
-    assert len(make_tokenizer()(worked_addition(99999, 99999))["input_ids"]) + 1 == 55 <= MAX_COMPLETION_LENGTH
+    # 3 columns of 8 characters (9+9+1=19), 2 spaces, 4 tags, 1998, EOS: 24 + 2 + 4 + 4 + 1 = 35
+    assert max(DIGITS) == 3
+    assert len(make_tokenizer()(worked_addition(999, 999))["input_ids"]) + 1 == 35 <= MAX_COMPLETION_LENGTH
 
 
 def test_splits_share_no_problem_and_depend_on_the_seed_alone() -> None:
@@ -79,20 +72,11 @@ def test_splits_share_no_problem_and_depend_on_the_seed_alone() -> None:
     assert make_splits(3, **sizes) == splits != make_splits(4, **sizes)
 
 
-def test_warm_up_is_a_careless_pupils_work() -> None:
-    rows = make_splits(0, warm_up=2000, practice=1, validation=1, held_out=1).warm_up
-    careless = 0
-    with_carry = 0
+def test_warm_up_shows_right_additions_only() -> None:
+    rows = make_splits(0, warm_up=200, practice=1, validation=1, held_out=1).warm_up
     for row in rows:
-        a, b = operands(row["prompt"])
-        right, forgetful = worked_addition(a, b), worked_addition(a, b, carries=False)
-        assert row["completion"] in (right, forgetful)
-        if right != forgetful:
-            with_carry += 1
-            careless += row["completion"] == forgetful
-    assert with_carry > 1000
-    # a share of more than 1,000 draws: its standard deviation is below sqrt(0.75 * 0.25 / 1000) = 0.014
-    assert careless / with_carry == pytest.approx(FORGETFULNESS, abs=0.05)
+        assert row["completion"] == worked_addition(*operands(row["prompt"]))
+        assert row["completion"].endswith(f"<answer>{row['solution']}</answer>")
 
 
 def test_model_has_about_a_million_parameters_and_a_seed() -> None:

@@ -18,8 +18,12 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 GROUP_ATTENTION = "grpo_group_sdpa"
-# Keywords by which a model asks for an attention that differs from softmax(QK^T)V; see `unsupported_request`
+# Keywords by which a layer asks for an attention that differs from softmax(QK^T)V; `group_attention` refuses them
 _SPECIAL_KEYWORDS = ("softcap", "sliding_window", "s_aux", "position_bias")
+# Config fields whose pattern a model may write into its mask alone, which layouts never look at. Where the config
+# lists its layers' types, those say whether a window is in effect.
+_WINDOW_FIELDS = ("sliding_window", "attention_chunk_size")
+_SPARSE_FIELDS = ("index_topk", "keep_window_size")
 
 
 class GroupLayout(Protocol):
@@ -70,6 +74,25 @@ def group_attention(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     layer_idx = cast(int, getattr(module, "layer_idx", 0))
     return group_layout.attend(query, key, value, layer_idx=layer_idx, scaling=scale, dropout=dropout), None
+
+
+def local_attention(model: PreTrainedModel) -> str | None:
+    """What in `model`'s config keeps a token from seeing all that came before it; None if nothing does.
+
+    Windows, chunks and sparse attention begin to matter at some length, often thousands of tokens, and some models
+    (Llama 4, Qwen2-MoE, Phi-3.5-MoE) have them in the mask alone. So a short trial cannot find them.
+    """
+    config = model.config.get_text_config()
+    layer_types = getattr(config, "layer_types", None)
+    other = sorted(set(layer_types or ()) - {"full_attention"})
+    if other:
+        return f"its config's layer_types are {', '.join(other)}, not only full_attention"
+    fields = _SPARSE_FIELDS if layer_types else (*_WINDOW_FIELDS, *_SPARSE_FIELDS)
+    for field in fields:
+        value = getattr(config, field, None)
+        if value:
+            return f"its config has {field}={value!r}"
+    return None
 
 
 def use_group_attention(model: PreTrainedModel) -> bool:

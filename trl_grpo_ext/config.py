@@ -122,8 +122,8 @@ class GRPOConfig(_BaseConfig):
         "Upper clipping range of the ratio. If unset, `epsilon`. DAPO recommends 0.28.", None
     )
     delta: float | None = _help(
-        "Upper bound of the ratio in two-sided clipping (INTELLECT-2, arXiv:2505.07291); should be above 1 + epsilon_high. "
-        "If unset, clipping is one-sided.",
+        "Upper bound of the ratio in two-sided clipping (INTELLECT-2, arXiv:2505.07291); should be above "
+        "1 + epsilon_high. If unset, clipping is one-sided.",
         None,
     )
     importance_sampling_level: str = _help(

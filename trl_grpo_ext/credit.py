@@ -68,9 +68,7 @@ class CreditAssigner:
             metrics |= {f"{prefix}/{name}": value for name, value in own.items()}
         return mix_advantages(values, process, lengths), zero_std, metrics
 
-    def _outcome(
-        self, rewards: torch.Tensor, penalty: torch.Tensor | None, greedy: torch.Tensor | None
-    ) -> Advantages:
+    def _outcome(self, rewards: torch.Tensor, penalty: torch.Tensor | None, greedy: torch.Tensor | None) -> Advantages:
         """Of all processes' completions, by the rewards that judge whole completions."""
         kept = ~self.judges_steps
         columns, weights = rewards[:, kept], self.weights[kept]

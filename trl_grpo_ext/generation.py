@@ -17,6 +17,7 @@ from transformers import TrainerState
 from .config import GRPOConfig
 from .credit import CreditAssigner
 from .data import PromptEncoder, batched, check_columns
+from .evaluating import evaluating
 from .experience import Experience, MicroBatch, StepBatch
 from .metrics import CompletionLog, MetricLog, StepClock, length_metrics, reward_metrics
 from .objective import kl_penalised_rewards
@@ -205,20 +206,20 @@ class ExperienceMaker:
 
     @torch.no_grad()
     def _reference_logps(self, experience: Experience) -> torch.Tensor:
-        """`(B, C)` log-probabilities of the completions in the loss under the reference; 0 for the others."""
+        """`(B, C)` log-probabilities under the reference of completions whose KL is asked for; 0 for the others."""
         assert self.reference is not None
         step = StepBatch(experience.generated_at)
         step.add(experience, range(len(experience.completion_ids)))
-        chosen = step.trained(skip_zero_advantages=False, at_least_one=False)
-        batches = step.micro_batches(
-            chosen,
-            max(1, len(chosen)),
-            self.args.per_device_train_batch_size,
-            packed=self.packed,
-            device=self.args.device,
-        )
+        # A reward counts in its group's mean whether or not its completion is in the loss, so the KL in it does too
+        everything = range(len(experience.completion_ids))
+        chosen = everything if self.args.kl_in_reward else step.trained(skip_zero_advantages=False, at_least_one=False)
+        size = self.args.per_device_train_batch_size
+        # As many as it takes: packed rows are as few as can be, padded ones are dealt out evenly
+        num = len(chosen) if self.packed else -(-len(chosen) // size)
+        batches = step.micro_batches(chosen, max(1, num), size, packed=self.packed, device=self.args.device)
         out = torch.zeros_like(experience.old_logps)
-        with self.reference.active(), self.accelerator.autocast():
+        # Without dropout: the reference is one fixed policy, and a resumed run draws no other random numbers
+        with evaluating(self.model), self.reference.active(), self.accelerator.autocast():
             for batch in batches:
                 if batch is not None:
                     logps = self.score(self.model, batch).logps.float().cpu()
@@ -230,7 +231,6 @@ class ExperienceMaker:
         assert experience.ref_logps is not None
         lengths = torch.tensor([len(ids) for ids in experience.completion_ids])
         mask = torch.arange(experience.old_logps.shape[1]) < lengths[:, None]
-        mask &= experience.in_loss[:, None]
         log_ratio = (experience.old_logps - experience.ref_logps) * mask
         metrics.accumulate("kl", log_ratio.sum().to(self.args.device), mask.sum().to(self.args.device))
         nothing = torch.where(rewards.isnan().all(dim=1), torch.nan, 0.0)
@@ -238,7 +238,15 @@ class ExperienceMaker:
         return penalty[:, None]
 
     def _keep_completions(self, scored: Scored, advantages: torch.Tensor) -> None:
-        own = list(zip(scored.prompts, scored.completions, scored.scores.rewards.tolist(), _of_completions(advantages, scored), strict=True))
+        own = list(
+            zip(
+                scored.prompts,
+                scored.completions,
+                scored.scores.rewards.tolist(),
+                _of_completions(advantages, scored),
+                strict=True,
+            )
+        )
         prompts, completions, rewards, gathered = zip(*gather_object(own), strict=True)
         nothing = [None] * len(own)
         names = sorted(set(gather_object(list(self._extras))))

@@ -31,7 +31,7 @@ class MetricLog:
     def __init__(self) -> None:
         self._values: defaultdict[str, list[float]] = defaultdict(list)
         self._sums: dict[str, torch.Tensor] = {}  # name -> (total, count)
-        self._extremes: dict[str, tuple[float, Callable[[Iterable[float]], float]]] = {}
+        self._extremes: dict[str, tuple[list[torch.Tensor], Callable[[Iterable[float]], float]]] = {}
 
     def record(self, name: str, value: float) -> None:
         """One value for this step."""
@@ -48,8 +48,8 @@ class MetricLog:
 
     def extreme(self, name: str, value: torch.Tensor, choose: Callable[[Iterable[float]], float]) -> None:
         """The smallest or largest (`choose`: `min` or `max`) since the last log."""
-        known = self._extremes.get(name)
-        self._extremes[name] = (choose([value.item()] if known is None else [value.item(), known[0]]), choose)
+        # Kept as tensors, because asking for a value waits for the device
+        self._extremes.setdefault(name, ([], choose))[0].append(value.detach())
 
     def flush(self, accelerator: Accelerator) -> dict[str, float | None]:
         """Everything since the last flush; None where there was nothing but NaN (JSON has no NaN)."""
@@ -60,8 +60,8 @@ class MetricLog:
         for name in sorted(self._sums):
             total, count = accelerator.reduce(self._sums[name], reduction="sum").tolist()
             metrics[name] = total / count if count else None
-        for name, (value, choose) in sorted(self._extremes.items()):
-            metrics[name] = choose(gather_object([value]))
+        for name, (tensors, choose) in sorted(self._extremes.items()):
+            metrics[name] = choose(gather_object([choose(torch.stack(tensors).tolist())]))
         self._extremes.clear()
         self._values.clear()
         self._sums.clear()

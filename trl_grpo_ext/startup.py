@@ -8,6 +8,7 @@ from typing import Any, TypeAlias, cast
 
 import torch
 from accelerate.logging import get_logger
+from accelerate.utils import DistributedType
 from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel
 from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -62,11 +63,32 @@ def as_dict(value: dict[str, Any] | str | None) -> dict[str, Any]:
 def load_policy(
     model: str | PreTrainedModel | PeftModel, args: GRPOConfig, quantization_config: BitsAndBytesConfig | None
 ) -> PreTrainedModel | PeftModel:
-    """`load_model` as the config says."""
+    """`load_model` as the config says.
+
+    Raises:
+        ValueError: for a mixture of experts whose load-balancing loss TRL would add to the objective.
+    """
     init_kwargs = as_dict(args.model_init_kwargs)
     if isinstance(model, str):
         init_kwargs.setdefault("trust_remote_code", args.trust_remote_code)
-    return load_model(model, init_kwargs, quantization_config)
+        if args.distributed_state.distributed_type in (DistributedType.MULTI_GPU, DistributedType.DEEPSPEED):
+            # As in TRL: every process has a whole model on its own device, "auto" would spread each over all of them
+            init_kwargs["device_map"] = None
+    loaded = load_model(model, init_kwargs, quantization_config)
+    _check_router_loss(base_model_of(loaded))
+    return loaded
+
+
+def _check_router_loss(model: PreTrainedModel) -> None:
+    config = model.config.get_text_config()
+    coefficient = getattr(config, "router_aux_loss_coef", 0.0)
+    if hasattr(config, "output_router_logits") and coefficient != 0.0:  # TRL's condition
+        raise ValueError(
+            f"the model's config has router_aux_loss_coef={coefficient!r}: TRL adds that much of its experts' "
+            "load-balancing loss to the objective, which is not supported here. To train without it, set "
+            "model.config.router_aux_loss_coef = 0.0, or model_init_kwargs={'router_aux_loss_coef': 0.0} for a model "
+            "that is given by id or path."
+        )
 
 
 def make_trainable(

@@ -18,17 +18,17 @@ from accelerate.utils import set_seed
 from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel
 from torch import nn
-from torch.utils.data import Sampler
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, speed_metrics
 from trl.trainer.base_trainer import _BaseTrainer
 from trl.trainer.grpo_config import GRPOConfig as TRLGRPOConfig
 from trl.trainer.utils import identity
 
-from .checkpoint import load_state, save_state
+from .checkpoint import load_state, place_in_cycle, save_state
 from .config import GRPOConfig
 from .credit import CreditAssigner
-from .data import GenerationFeed, GroupOrder, PromptEncoder
+from .data import EpochOrder, GenerationFeed, GroupOrder, PromptEncoder
+from .evaluating import evaluating
 from .experience import Experience, MicroBatch, StepBatch
 from .generation import ExperienceMaker
 from .metrics import CompletionLog, MetricLog, StepClock, record_loss_terms, record_micro_batches
@@ -135,15 +135,6 @@ class GRPOTrainer(_BaseTrainer):
         prompt_limit = check_all_prompts(datasets, encoder, base, longest)
         model = make_trainable(model, args, peft_config)
 
-        self._scorer = CompletionScorer(base, args.temperature)
-        self._packed = choose_packing(base, self._scorer, args.attention_packing)
-        self._recompute: RecomputeBudget | None = None
-        if self._packed and is_default_checkpointing(args):
-            self._recompute = RecomputeBudget(model, base, self._scorer)
-        params = SamplingParams(**args.sampling_options(), logps_temperature=args.temperature)
-        self._sampler = GroupSampler(model, tokenizer, params, shared_prompts=self._packed)  # fuses layers
-        if self._recompute is not None:
-            self._recompute.weigh_again(model, base, self._scorer)
         if isinstance(train_dataset, IterableDataset):
             train_dataset = grouped_stream(train_dataset, args)
 
@@ -157,9 +148,20 @@ class GRPOTrainer(_BaseTrainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        self._metrics = {"train": MetricLog(), "eval": MetricLog()}
-        self._clock = StepClock(self._metrics["train"])
+        # The model is on its device now, and what is measured there is what training runs
+        self._scorer = CompletionScorer(base, args.temperature)
+        self._packed = choose_packing(base, self._scorer, args.attention_packing)
+        self._recompute: RecomputeBudget | None = None
+        if self._packed and is_default_checkpointing(args):
+            self._recompute = RecomputeBudget(model, base, self._scorer, autocast=self.accelerator.autocast)
+        params = SamplingParams(**args.sampling_options(), logps_temperature=args.temperature)
+        self._sampler = GroupSampler(model, tokenizer, params, shared_prompts=self._packed)  # fuses layers
+        if self._recompute is not None:
+            self._recompute.weigh_again(model, base, self._scorer)
+        self._metrics = MetricLog()
+        self._clock = StepClock(self._metrics)
         self.add_callback(self._clock)
+        self.add_callback(EpochOrder())
         self._feed = GenerationFeed(args.steps_per_generation or 1, args.num_iterations)
         self._experience: Experience | None = None
         self._loss_beta = 0.0 if args.kl_in_reward else args.beta
@@ -173,7 +175,9 @@ class GRPOTrainer(_BaseTrainer):
             sampler=self._sampler,
             reward_scorer=rewards,
             reward_weights=weights,
-            credit=CreditAssigner(args, self.accelerator, rewards.names, weights, rewards.judges_steps, SpanDecoder(tokenizer)),
+            credit=CreditAssigner(
+                args, self.accelerator, rewards.names, weights, rewards.judges_steps, SpanDecoder(tokenizer)
+            ),
             score=self._scores,
             reference=self._reference,
             prompt_limit=prompt_limit,
@@ -184,7 +188,7 @@ class GRPOTrainer(_BaseTrainer):
 
     # --- rows -> rollouts -> rewards -> advantages ---
 
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int] | None:
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> GroupOrder | None:
         data = self.train_dataset if train_dataset is None else train_dataset
         if isinstance(data, IterableDataset):
             return None
@@ -200,8 +204,7 @@ class GRPOTrainer(_BaseTrainer):
         drawn = 0
         for take in self._feed.take(epoch_iterator, num_batches):
             if take.new_rows is not None:
-                metrics = self._metrics["train"]
-                self._experience = self._maker.make(take.new_rows, self.state, drawn, metrics, self._clock)
+                self._experience = self._maker.make(take.new_rows, self.state, drawn, self._metrics, self._clock)
                 drawn += len(self._experience.prompt_ids)
             assert self._experience is not None
             step.add(self._experience, range(take.slices.start * size, take.slices.stop * size))
@@ -219,11 +222,14 @@ class GRPOTrainer(_BaseTrainer):
             skip_zero_advantages=self._loss_beta == 0.0, at_least_one=self.accelerator.num_processes > 1
         )
         batches = step.micro_batches(chosen, step.micro_steps, size, packed=self._packed, device=device)
-        record_micro_batches(self._metrics["train"], step, chosen, batches, size)
+        record_micro_batches(self._metrics, step, chosen, batches, size)
         norm = StepNormalizer(len(step.completion_ids), step.num_loss_tokens, 0.0, self.args.max_completion_length)
         empty = torch.zeros(1, 0, dtype=torch.long)
         rows = [empty if batch is None or batch.row is None else batch.row.input_ids for batch in batches]
         return [{"input_ids": row, "micro_batch": b} for row, b in zip(rows, batches, strict=True)], norm
+
+    def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
+        """Nothing: each completion's tokens and its prompt's are counted when it is drawn, as in TRL."""
 
     # --- log-probs -> loss ---
 
@@ -262,7 +268,7 @@ class GRPOTrainer(_BaseTrainer):
             use_bias_correction_kl=self.args.use_bias_correction_kl,
             aggregation=self.args.loss_type,
         )
-        record_loss_terms(self._metrics["train"], terms, scores, mask)
+        record_loss_terms(self._metrics, terms, scores, mask)
         return terms.loss
 
     def _scores(self, model: nn.Module, batch: MicroBatch) -> TokenScores:
@@ -280,7 +286,7 @@ class GRPOTrainer(_BaseTrainer):
         """`(S, C)` KL of the whole distributions; the reference's hidden states are computed here, not kept."""
         assert self._reference is not None
         base = base_model_of(self.accelerator.unwrap_model(self.model))
-        with torch.no_grad(), self._reference.active():
+        with torch.no_grad(), evaluating(self.model), self._reference.active():
             ref_hidden = self._scores(self.model, batch).hidden
             ref_head = head_spec(base).detached()
         return exact_kl(scores, ref_hidden, head_spec(base), ref_head, self.args.temperature)
@@ -321,27 +327,24 @@ class GRPOTrainer(_BaseTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add what was collected since the last log; print and save completions if asked to."""
         if "loss" in logs:
-            logs.update(self._metrics["train"].flush(self.accelerator))  # type: ignore[arg-type]
+            logs.update(self._metrics.flush(self.accelerator))  # type: ignore[arg-type]
             if self.args.log_completions and self.accelerator.is_main_process:
                 self._completion_log.write(self.state.global_step)
         super().log(logs, start_time)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self.create_model_card(model_name=Path(self.args.hub_model_id or str(self.args.output_dir)).name)
-        super()._save_checkpoint(model, trial)
         folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        save_state(folder, self.accelerator.process_index, self._feed, self._experience, self._reference)
+        # Before super(), which pushes the folder to the Hub: all processes' files belong to it
+        save_state(folder, self.args, self._feed, self._experience, self._reference)
+        self.accelerator.wait_for_everyone()
+        super()._save_checkpoint(model, trial)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
-        restored = load_state(
-            Path(checkpoint),
-            self.accelerator.process_index,
-            self._feed,
-            self._reference,
-            skip_experience=self.args.ignore_data_skip,
-        )
+        place = place_in_cycle(self.args, self.state.global_step, self._get_train_sampler())
+        restored = load_state(Path(checkpoint), self.args, self._feed, self._reference, place)
         if restored is not None:
             self._experience = restored

@@ -5,12 +5,13 @@ from collections import Counter
 
 import pytest
 import torch
-from accelerate.data_loader import BatchSamplerShard
+from accelerate.data_loader import BatchSamplerShard, prepare_data_loader, skip_first_batches
 from datasets import Dataset
-from torch.utils.data import BatchSampler
+from torch.utils.data import BatchSampler, DataLoader
+from transformers import TrainerControl, TrainerState, TrainingArguments
 from trl.trainer.utils import RepeatSampler
 
-from trl_grpo_ext.data import GroupOrder, repeat_stream
+from trl_grpo_ext.data import EpochOrder, GroupOrder, repeat_stream
 
 # batch size, generations, steps per generation, iterations, processes: what TRL allows has whole groups in a generation
 SETTINGS = [
@@ -120,6 +121,24 @@ def test_every_epoch_has_its_order_and_can_be_entered_anywhere():
     fixed = make(shuffle=False)
     fixed.set_epoch(1)
     assert list(fixed) == [i for i in range(20) for _ in range(2)]
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_resumed_epoch_has_its_order_on_every_process(world_size, tmp_path):
+    """Through what accelerate makes of the sampler: 12 prompts twice are 6 micro-batches of 4, of which 2 are done."""
+    settings = {"num_generations": 2, "batch_size": 4, "steps_per_generation": 1, "world_size": world_size, "seed": 7}
+    order = GroupOrder(range(12), **settings)
+    order.set_epoch(3)
+    expected = [i for start in range(0, 24, 4 * world_size) for i in list(order)[start : start + 4]]
+    fresh = GroupOrder(range(12), **settings)
+    loader = DataLoader(list(range(12)), batch_size=4, sampler=fresh, collate_fn=list)
+    prepared = prepare_data_loader(loader, num_processes=world_size, process_index=0, put_on_device=False)
+    args = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
+    state = TrainerState(epoch=3 + 2 / (6 // world_size))
+    EpochOrder().on_epoch_begin(args, state, TrainerControl(), train_dataloader=prepared)
+    resumed = skip_first_batches(prepared, 2)
+    resumed.set_epoch(3)  # as transformers does, which is enough on one process
+    assert [i for batch in resumed for i in batch] == expected[8:]
 
 
 def test_the_global_generator_is_left_alone():

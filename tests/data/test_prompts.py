@@ -147,7 +147,7 @@ def test_good_datasets_pass(prompt, lazy):
     [
         ([], "train_dataset is empty"),
         ([{"question": "a", "answer": 4}], r"no 'prompt' column \(its columns: \['answer', 'question'\]\)"),
-        ([{"prompt": 5}], "'prompt' is 5; it must be a string or a list of messages"),
+        ([{"prompt": 5}], "'prompt' of the first row is 5; it must be a string or a list of messages"),
         ([{"prompt": ["a", "b"]}], "it must be a string or a list of messages"),
         ([{"prompt": []}], "it must be a string or a list of messages"),
     ],

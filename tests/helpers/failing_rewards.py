@@ -44,6 +44,5 @@ unreliable_row_wise.reward_is_row_wise = True  # type: ignore[attr-defined]
 def silent(prompts: list[str], completion_ids: list[list[int]], **kwargs: Any) -> list[float | None]:
     """None wherever the others fail."""
     return [
-        worth(ids) if fate(prompt, ids) == "fine" else None
-        for prompt, ids in zip(prompts, completion_ids, strict=True)
+        worth(ids) if fate(prompt, ids) == "fine" else None for prompt, ids in zip(prompts, completion_ids, strict=True)
     ]

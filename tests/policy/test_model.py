@@ -134,6 +134,18 @@ def test_dropout_is_disabled_everywhere(make_model):
     assert {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)} == {0.0}
 
 
+@pytest.mark.parametrize(
+    ("kind", "field"), [("qwen2", "attention_dropout"), ("opt", "dropout"), ("gpt_neox", "attention_dropout")]
+)
+def test_dropout_that_is_kept_as_a_number_is_disabled(make_model, kind, field):
+    model = make_model(kind, **{field: 0.5}).train()
+    ids = torch.tensor([[5, 6, 7, 8]])
+    assert not torch.equal(model(ids).logits, model(ids).logits)
+    disable_dropout(model)
+    assert torch.equal(model(ids).logits, model(ids).logits)
+    assert getattr(model.config, field) == 0.5  # which a saved model would carry
+
+
 @pytest.mark.parametrize(("limit", "expected"), [(77, 77), (0, None)])
 def test_the_context_limit_is_the_config_s(base, limit, expected):
     base.config.max_position_embeddings = limit

@@ -10,6 +10,7 @@ from torch.nn.functional import log_softmax
 
 from trl_grpo_ext.attention import use_group_attention
 from trl_grpo_ext.policy import CompletionScorer, GroupPart, deal_rows, pack_row
+from trl_grpo_ext.policy import layout as layout_module
 from trl_grpo_ext.policy.packing import packed_length
 
 CPU = torch.device("cpu")
@@ -322,6 +323,40 @@ def test_every_completion_is_dealt_once_into_exactly_so_many_rows(seed):
             for part in row
         ]
         assert max(loads) - min(loads) <= max(parts)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_layers_share_one_mask(make_model, monkeypatch, autocast):
+    """Attention keeps its mask for the backward: one of its own for each layer would be memory for nothing."""
+    model = make_model("qwen2", num_hidden_layers=3)
+    model = model if autocast else model.to(torch.bfloat16)
+    assert use_group_attention(model)
+    batch = Batch("unequal")
+    row = pack_row(batch.parts, batch.prompts, batch.completions, CPU)
+    seen = []
+
+    def attention(*args, **kwargs):
+        seen.append(kwargs.get("attn_mask"))
+        return original(*args, **kwargs)
+
+    original = layout_module.scaled_dot_product_attention
+    monkeypatch.setattr(layout_module, "scaled_dot_product_attention", attention)
+    saved = set()
+
+    def pack(tensor):
+        saved.add(tensor.untyped_storage().data_ptr())
+        return tensor
+
+    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast), hooks:
+        scores = CompletionScorer(model, TEMPERATURE).packed(model, row)
+    masks = [mask for mask in seen if mask is not None]
+    assert {mask.dtype for mask in masks} == {torch.bfloat16}
+    assert len(masks) == 3 * len(row.layout.buckets)
+    pointers = {mask.data_ptr() for mask in masks}
+    assert len(pointers) == len(row.layout.buckets)
+    assert pointers <= saved  # not a copy of it
+    assert scores.logps.isfinite().all()
 
 
 def test_dealt_by_hand():

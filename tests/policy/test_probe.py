@@ -1,13 +1,15 @@
 """Whether prompts can be shared is found out by trying, and said once where they cannot."""
 
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
 from accelerate import PartialState
+from transformers import BitsAndBytesConfig
 
 from trl_grpo_ext.attention import GROUP_ATTENTION, use_group_attention
-from trl_grpo_ext.policy import CompletionScorer, packing_problem
+from trl_grpo_ext.policy import CompletionScorer, load_model, packing_problem
 from trl_grpo_ext.startup import choose_packing
 
 SHAREABLE = {
@@ -16,6 +18,9 @@ SHAREABLE = {
     "phi": {},
     "gpt2": {},
     "qwen3": {"head_dim": 8},
+    "gemma": {"head_dim": 8},
+    "phi3": {},
+    "qwen2_moe": {"num_experts": 4},
     "mistral": {"sliding_window": None},
     "gemma3_text": {"head_dim": 8, "layer_types": ["full_attention"] * 2},
 }
@@ -40,6 +45,20 @@ FOUND = {
     ),
     "convolution in some layers": ("lfm2", {"layer_types": ["conv", "full_attention"]}, "differ by"),
     "layout not handed on": ("stablelm", {}, "differ by"),
+    # In the mask alone, and longer than the probe: the config says so
+    "window in the mask": ("phimoe", {"sliding_window": 100, "num_local_experts": 2}, "sliding_window=100"),
+    "window in the mask of some layers": (
+        "qwen2_moe",
+        {"num_experts": 4, "use_sliding_window": True, "sliding_window": 100, "max_window_layers": 1},
+        "layer_types are sliding_attention",
+    ),
+    "sparse attention": (
+        "deepseek_v32",
+        {"num_key_value_heads": 4, "first_k_dense_replace": 2, "q_lora_rank": 8, "kv_lora_rank": 8, "v_head_dim": 8}
+        | {"qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "index_n_heads": 2, "index_head_dim": 8},
+        "layer_types are indexed_attention",
+    ),
+    "dynamic mask": ("doge", {"keep_window_size": 100}, "keep_window_size=100"),
     "two attention calls a layer": ("diffllama", {}, "layer_idx"),
 }
 # Not on SDPA to begin with
@@ -92,6 +111,70 @@ def test_a_temperature_near_zero_does_not_look_like_a_problem(make_model):
     model = make_model("qwen2")
     use_group_attention(model)
     assert packing_problem(model, CompletionScorer(model, 0.1)) is None
+
+
+class Noisy:
+    """A scorer whose passes are off by noise: the packed one, and each pass of a single completion."""
+
+    def __init__(self, scorer, packed, alone):
+        self.scorer, self.noise, self.alone = scorer, packed, alone
+
+    def packed(self, model, row):
+        scores = self.scorer.packed(model, row)
+        return replace(scores, logps=scores.logps + self.noise)
+
+    def padded(self, model, prompts, completions, **kwargs):
+        scores = self.scorer.padded(model, prompts, completions, **kwargs)
+        return replace(scores, logps=scores.logps + (self.alone if len(prompts) == 1 else 0.0))
+
+
+@pytest.mark.parametrize(
+    ("quantized", "packed", "alone", "fine"),
+    [
+        (False, 5e-4, 0.0, True),
+        (False, 0.05, 0.0, False),
+        (False, 0.05, 0.02, True),  # within 4 times what the padded path is off by itself
+        (False, 0.05, 0.01, False),
+        (True, 0.05, 0.0, True),  # float32 by its embeddings, but its layers compute in bfloat16
+        (True, 0.2, 0.0, False),
+        (True, float("nan"), 0.0, False),
+        (True, 0.05, float("nan"), True),
+    ],
+)
+def test_rounding_is_told_from_a_mistake(make_model, quantized, packed, alone, fine):
+    model = make_model("qwen2")
+    use_group_attention(model)
+    if quantized:
+        model.quantization_method = "bitsandbytes"
+    problem = packing_problem(model, Noisy(CompletionScorer(model, 1.0), packed, alone))
+    assert (problem is None) is fine
+    assert fine or "differ by" in problem
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("compute", [torch.bfloat16, torch.float32])
+def test_a_4_bit_base_can_be_packed(make_model, tmp_path, compute, seed):
+    """Its embeddings are float32, so its dtype is; on some seeds and CPUs the first differ by 0.006."""
+    sizes = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4, "initializer_range": 0.1}
+    make_model("qwen2", seed, **sizes).save_pretrained(tmp_path)
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
+    model = load_model(str(tmp_path), {"device_map": None}, config)
+    assert model.dtype == torch.float32
+    assert probed(model) is None
+
+
+def test_running_out_of_memory_is_no_answer(make_model):
+    model = make_model("qwen2").train()
+    use_group_attention(model)
+    scorer = CompletionScorer(model, 1.0)
+
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    scorer.packed = full
+    with pytest.raises(torch.OutOfMemoryError):
+        packing_problem(model, scorer)
+    assert all(module.training for module in model.modules())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])

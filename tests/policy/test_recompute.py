@@ -77,6 +77,7 @@ def test_the_count_by_hand(policy):
     model, _, budget = policy
     # h = 10 bytes of a layer's input and a = 110 of all its activations per token, L = 3 layers
     budget._input_bytes, budget._activation_bytes, budget._unfused_bytes = 10.0, 110.0, 110.0
+    budget._weight_bytes = 0.0
     # All checkpointed: 3 * 10 + 110 = 140 bytes a token. Allowed: 0.5 * 400 padded tokens * 140 = 28,000 bytes.
     # The packed row of 100 tokens holds 14,000 + k * 100 * (110 - 10), so k = 1.4 -> 1
     assert budget.apply(100, 400) == 1
@@ -95,6 +96,9 @@ def test_the_count_by_hand(policy):
     # Layers that kept 160 bytes before they were fused: 0.5 * 400 * (30 + 160) = 38,000 = 14,000 + 2.4 * 10,000
     budget._unfused_bytes = 160.0
     assert budget.apply(100, 400) == 2
+    # Casts of weights, 12,000 bytes a kept layer: 38,000 = 14,000 + 1.09 * (10,000 + 12,000)
+    budget._weight_bytes = 12_000.0
+    assert budget.apply(100, 400) == 1
 
 
 def test_activations_are_weighed_without_a_trace(policy):
@@ -104,6 +108,41 @@ def test_activations_are_weighed_without_a_trace(policy):
     assert budget._activation_bytes > (4 * 32 + 48) * 4
     assert all(p.grad is None for p in model.parameters())
     assert all(module.training for module in model.modules())
+
+
+def test_casts_of_weights_under_autocast_are_weighed(make_model):
+    base = make_model("qwen2", num_hidden_layers=LAYERS)
+    assert use_group_attention(base)
+    scorer = CompletionScorer(base, 1.0)
+    model = get_peft_model(base, LoraConfig(r=3, target_modules="all-linear"))
+
+    def autocast():
+        return torch.autocast("cpu", torch.bfloat16)
+
+    budget = RecomputeBudget(model, base, scorer, autocast=autocast)
+    # Frozen weights of 32 hidden, 2 key-value heads of 8 and 48 intermediate, in two bytes each:
+    # q and o 32 * 32, k and v 32 * 16, gate, up and down 32 * 48, in all 2,048 + 1,024 + 4,608 = 7,680
+    # The adapter's are cast too, at most rank 3 * (in + out), 3 * 464, and a mask is shared by the layers
+    assert 2 * 7_680 < budget._weight_bytes < 2 * (7_680 + 3 * 464) + 1_000
+    plain = RecomputeBudget(model, base, scorer)
+    assert plain._weight_bytes < 0.1 * budget._weight_bytes
+    assert budget._activation_bytes < plain._activation_bytes
+
+    # What it says of a row of another shape is what the row keeps
+    owned = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    kept = {}
+
+    def pack(tensor):
+        if tensor.untyped_storage().data_ptr() not in owned:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    prompt, completions = list(range(3, 80)), [list(range(5, 5 + n)) for n in (90, 61, 118)]
+    row = pack_row([GroupPart(0, (0, 1, 2))], [prompt], completions, CPU)
+    with autocast(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        scorer.packed(model, row)
+    predicted = LAYERS * (row.layout.num_tokens * budget._activation_bytes + budget._weight_bytes)
+    assert sum(kept.values()) == pytest.approx(predicted, rel=0.15)
 
 
 def test_weight_does_not_depend_on_the_depth(make_model):

@@ -197,9 +197,7 @@ def test_hooks_and_state_reach_a_worker(make_scorer: Any) -> None:
     assert scorer.pop_logged() == ({"double": ["aa", "bbbbbb"]}, {"longest": [3.0]})
 
 
-def test_what_cannot_be_pickled_runs_here_and_says_so_once(
-    make_scorer: Any, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_what_cannot_be_pickled_runs_here_and_says_so_once(make_scorer: Any, caplog: pytest.LogCaptureFixture) -> None:
     seen: list[str] = []
 
     def local(completions: list[str], **kwargs: Any) -> list[Any]:

@@ -308,9 +308,7 @@ def test_reward_model_reads_what_the_prompt_wrote_of_the_completion_once() -> No
     rewards = scorer.score(
         ["q<think>", "rr"], ["<think>a", "b"], [[1], [2]], {}, step=0, prefills=["<think>", ""]
     ).rewards
-    torch.testing.assert_close(
-        rewards[:, 0], torch.tensor(expected_logits(model, tokenizer, ["q<think>a", "rrb"]))
-    )
+    torch.testing.assert_close(rewards[:, 0], torch.tensor(expected_logits(model, tokenizer, ["q<think>a", "rrb"])))
 
 
 def test_reward_model_reads_a_continued_message_as_one() -> None:
@@ -331,7 +329,9 @@ def test_reward_model_that_raises_names_the_culprit() -> None:
     scorer = make(model, processing_classes=tokenizer, names=["judge"])
     with torch.no_grad():
         model.model.embed_tokens.weight = nn.Parameter(model.model.embed_tokens.weight[:5])
-    with pytest.raises(RewardError, match="(?s)'judge' failed on 6 of 6 completions at step 7.*completion 0 of 6: raised IndexError"):
+    with pytest.raises(
+        RewardError, match="(?s)'judge' failed on 6 of 6 completions at step 7.*completion 0 of 6: raised IndexError"
+    ):
         score(scorer)
 
 

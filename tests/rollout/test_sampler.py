@@ -475,7 +475,12 @@ def test_a_model_off_sdpa_cannot_share(tiny, engine):
 
 
 def test_architectures_that_cannot_share_say_so(tiny, engine):
-    for kind, overrides in (("mistral", {"sliding_window": 3}), ("diffllama", {})):
+    kinds = (
+        ("mistral", {"sliding_window": 3}),
+        ("phimoe", {"sliding_window": 3, "num_local_experts": 2}),
+        ("diffllama", {}),
+    )
+    for kind, overrides in kinds:
         with pytest.raises(UnsupportedAttention):
             engine(tiny(kind, **overrides)).generate(PROMPTS, G, **SETTINGS)
         model = tiny(kind, **overrides)

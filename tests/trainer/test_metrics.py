@@ -12,6 +12,7 @@ from trl.trainer.grpo_config import GRPOConfig as TRLGRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer as TRLGRPOTrainer
 
 from trl_grpo_ext import Rollouts
+from trl_grpo_ext.metrics import MetricLog
 
 OURS = {"time/rollout", "time/reward", "time/update", "tokens/packed", "tokens/padded_equivalent"}
 
@@ -57,6 +58,31 @@ def test_every_name_of_trl_is_logged(
 # Two prompts of 2 and 8 tokens, three completions each; 2 is EOS, and the cap is 7
 COMPLETIONS = [[5, 2], [6, 7, 8, 2], [9, 9, 9, 9, 9, 9, 9], [5, 5, 2], [4, 2], [2]]
 REWARDS = [1.0, -1.0, 0.0, 2.0, 2.0, 2.0]
+
+
+class OneProcess:
+    """An accelerator of one process."""
+
+    def reduce(self, tensor: torch.Tensor, reduction: str) -> torch.Tensor:
+        return tensor
+
+
+def test_extremes_are_those_since_the_last_log() -> None:
+    log = MetricLog()
+    for low, high in ((0.25, 0.5), (0.125, 0.25), (0.5, 0.75)):
+        log.extreme("low", torch.tensor(low), min)
+        log.extreme("high", torch.tensor(high), max)
+    assert log.flush(OneProcess()) == {"low": 0.125, "high": 0.75}
+    log.extreme("low", torch.tensor(0.375), min)
+    assert log.flush(OneProcess()) == {"low": 0.375}
+
+
+def test_nothing_waits_for_the_device_before_it_is_logged() -> None:
+    """A tensor without values, which cannot be asked for one."""
+    log, nowhere = MetricLog(), torch.empty((), device="meta")
+    log.extreme("low", nowhere, min)
+    log.extreme("low", nowhere, min)
+    log.accumulate("mean", nowhere, nowhere)
 
 
 @pytest.fixture
@@ -120,6 +146,16 @@ def test_values_of_a_step(fixed_trainer):
     assert first["loss"] == pytest.approx(2 / 19 / 1.0001, rel=1e-3)
     assert second["num_tokens"] == 98
     assert trainer.state.num_input_tokens_seen == 98
+
+
+@pytest.mark.parametrize("counting", ["all", "non_padding"])
+def test_tokens_are_counted_once(fixed_trainer, counting: str) -> None:
+    """transformers can count those of its micro-batches, which are these completions again, packed."""
+    trainer = fixed_trainer(include_num_input_tokens_seen=counting)
+    trainer.train()
+    assert [entry["num_tokens"] for entry in steps(trainer)] == [49, 98]  # 3 * 2 + 3 * 8 + 19 a step
+    assert trainer.state.num_input_tokens_seen == 98
+    assert [entry["num_input_tokens_seen"] for entry in steps(trainer)] == [49, 98]
 
 
 def test_nothing_is_skipped_with_a_kl_term(fixed_trainer):

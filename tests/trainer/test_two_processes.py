@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -60,9 +61,45 @@ def test_two_processes_train_like_one(case, folders, make_model):
     assert (changes[0] - changes[1]).norm() / changes[1].norm() < 1e-5
 
     # Of all processes' completions, not of the first one's
-    names = {n for e in one_history for n in e if n.startswith(("reward", "completions/", "eval_reward", "kl", "num_", "mean_of", "only_of"))}
-    assert {"reward", "reward_std", "eval_reward", "num_tokens", "completions/max_length", "mean_of_all", "only_of_x"} <= names
+    prefixes = ("reward", "completions/", "eval_reward", "kl", "num_", "mean_of", "only_of")
+    names = {name for entry in one_history for name in entry if name.startswith(prefixes)}
+    assert {"reward", "reward_std", "eval_reward", "num_tokens", "mean_of_all", "only_of_x"} <= names
+    assert "completions/max_length" in names
     assert len(two_history) == len(one_history)
     for mine, other in zip(two_history, one_history, strict=True):
         for name in (names | {"loss"}) & other.keys():
             assert mine[name] == pytest.approx(other[name], rel=1e-4, abs=1e-6), name
+
+
+@pytest.mark.parametrize("case", load_script().RESUMED)
+def test_resumed_processes_end_like_those_that_went_on(case, folders):
+    """In a later epoch, too, whose order accelerate tells a sampler of one process only."""
+    step = load_script().RESUMED[case]
+    for folder in folders:
+        (straight, history), (resumed, resumed_history) = results(folder / case), results(folder / f"{case}, resumed")
+        assert straight.keys() == resumed.keys()
+        assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+        names = ("step", "epoch", "loss", "reward", "num_tokens", "completions/mean_length", "eval_reward")
+        logs = (history, resumed_history)
+        rest = [[{n: e[n] for n in names if n in e} for e in log if e["step"] > step] for log in logs]
+        assert rest[0] == rest[1]
+        assert [entry["step"] for entry in rest[0] if "loss" in entry] == [step + 1, step + 2]
+
+
+@pytest.mark.parametrize("case", load_script().RESUMED)
+def test_no_process_goes_on_where_one_cannot(case, folders):
+    for folder, processes in zip(folders, (2, 1), strict=True):
+        errors = [(folder / f"{case}, resumed" / f"error_{rank}.txt").read_text() for rank in range(processes)]
+        assert all(error == errors[0] for error in errors)
+        assert f"grpo_state_{processes - 1}.pt is missing" in errors[0] and "ignore_data_skip" in errors[0]
+
+
+def test_a_column_that_one_process_logs_is_empty_for_the_other(folders):
+    files = sorted((folders[0] / "kl" / "completions").iterdir())
+    tables = [pyarrow.parquet.read_table(file).to_pydict() for file in files]
+    assert [len(table["prompt"]) for table in tables] == [12, 12]
+    (table,) = [table for table in tables if "prompt_length" in table]  # the prompt "x" is in one of the two steps
+    halves = [(table["prompt"][half], table["prompt_length"][half]) for half in (slice(0, 6), slice(6, 12))]
+    halves.sort(key=lambda half: "x" not in half[0])
+    assert "x" not in halves[1][0]
+    assert [lengths for _, lengths in halves] == [[len(prompt) for prompt in halves[0][0]], [None] * 6]

@@ -6,7 +6,9 @@ torchrun --nproc_per_node 2 two_processes.py MODEL OUTPUT PER_DEVICE_BATCH
 from __future__ import annotations
 
 import json
+import os
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +19,30 @@ from peft import LoraConfig
 from trl_grpo_ext import GRPOConfig, GRPOTrainer
 
 CASES: dict[str, dict[str, Any]] = {
-    "kl": {"beta": 0.04, "loss_type": "dapo"},
+    "kl": {"beta": 0.04, "loss_type": "dapo", "log_completions": True, "num_completions_to_print": 1},
     "accumulation and two iterations": {"gradient_accumulation_steps": 2, "num_iterations": 2, "loss_type": "grpo"}
     | {"max_steps": 4, "learning_rate": 0.5},
     # Nothing to train on in one of the processes, and in a micro-batch of the other: neither may wait in vain
     "zero variance": {"beta": 0.0, "loss_type": "dr_grpo", "gradient_accumulation_steps": 2},
     "zero variance, padded rows": {"gradient_accumulation_steps": 2, "attention_packing": "off"},
+    # 8 prompts, 4 in a generation, each trained on in 2 steps: an epoch has 4
+    "second epoch": {"num_iterations": 2, "max_steps": 7, "save_strategy": "steps", "save_steps": 5},
 }
+# Inside a generation of epoch 1, whose other generation is then drawn in that epoch's order
+RESUMED = {"second epoch": 5}
 PROMPTS = ["ab", "question", "cde?", "x", "forty two", "hi you", "why", "a longer one"]
 
 
-def token_sum(prompts: list[str], completion_ids: list[list[int]], log_metric: Any, **kwargs: Any) -> list[float]:
-    """Tells completions apart, and logs metrics that some processes have and others have not."""
+def token_sum(
+    prompts: list[str], completion_ids: list[list[int]], log_metric: Any, log_extra: Any, **kwargs: Any
+) -> list[float]:
+    """Tells completions apart, and logs metrics and a column that some processes have and others have not."""
     for prompt, ids in zip(prompts, completion_ids, strict=True):
         log_metric("mean_of_all", len(ids))
         if prompt == "x":
             log_metric("only_of_x", len(ids))
+    if "x" in prompts:
+        log_extra("prompt_length", [len(prompt) for prompt in prompts])
     return [sum((i + 1) * token for i, token in enumerate(ids)) % 11 / 3.0 for ids in completion_ids]
 
 
@@ -41,8 +51,7 @@ def only_x(prompts: list[str], completion_ids: list[list[int]], **kwargs: Any) -
     return [r if p == "x" else 0.5 for p, r in zip(prompts, token_sum(prompts, completion_ids, **kwargs), strict=True)]
 
 
-def run(model: str, output: str, case: str, batch: int) -> None:
-    """Train, evaluate, and leave the adapter and the log in `output`."""
+def make_trainer(model: str, output: str, case: str, batch: int) -> GRPOTrainer:
     args = GRPOConfig(
         **{
             "output_dir": output,
@@ -65,7 +74,7 @@ def run(model: str, output: str, case: str, batch: int) -> None:
         }
         | CASES[case]
     )
-    trainer = GRPOTrainer(
+    return GRPOTrainer(
         model,
         only_x if "zero variance" in case else token_sum,
         args=args,
@@ -74,17 +83,41 @@ def run(model: str, output: str, case: str, batch: int) -> None:
         eval_dataset=Dataset.from_dict({"prompt": PROMPTS[:3]}),
         peft_config=LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"),
     )
-    trainer.train()
+
+
+def run(model: str, output: str, case: str, batch: int, checkpoint: str | None = None) -> GRPOTrainer:
+    """Train, evaluate, and leave the adapter and the log in `output`."""
+    trainer = make_trainer(model, output, case, batch)
+    trainer.train(resume_from_checkpoint=checkpoint)
     trainer.evaluate()
     trainer.save_model(output)
     if trainer.accelerator.is_main_process:
         Path(output, "history.json").write_text(json.dumps(trainer.state.log_history))
+    return trainer
+
+
+def run_without_the_last_file(trainer: GRPOTrainer, output: str, checkpoint: str) -> None:
+    """Resume where the last process has lost its file, and leave every process's error in `output`."""
+    rank, processes = trainer.accelerator.process_index, trainer.accelerator.num_processes
+    if rank == processes - 1:
+        Path(checkpoint, f"grpo_state_{rank}.pt").unlink()
+    trainer.accelerator.wait_for_everyone()
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    except ValueError as error:
+        Path(output, f"error_{rank}.txt").write_text(str(error))
 
 
 def main(model: str, output: str, batch: str) -> None:
     torch.set_num_threads(1)
+    if "WORLD_SIZE" in os.environ:  # accelerate would let a process wait in vain for half an hour
+        torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=60))
     for case in CASES:
         run(model, str(Path(output, case)), case, int(batch))
+    for case, step in RESUMED.items():
+        folder, checkpoint = str(Path(output, f"{case}, resumed")), str(Path(output, case, f"checkpoint-{step}"))
+        trainer = run(model, folder, case, int(batch), checkpoint)
+        run_without_the_last_file(trainer, folder, checkpoint)
 
 
 if __name__ == "__main__":

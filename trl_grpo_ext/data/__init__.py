@@ -1,11 +1,12 @@
 """rows -> prompts: templates, checks, and the order that keeps groups together."""
 
 from .feed import GenerationFeed, Take
-from .order import GroupOrder, repeat_stream
+from .order import EpochOrder, GroupOrder, repeat_stream
 from .prompts import EncodedPrompt, PromptEncoder, batched, check_columns, check_prompts
 
 __all__ = [
     "EncodedPrompt",
+    "EpochOrder",
     "GenerationFeed",
     "GroupOrder",
     "PromptEncoder",

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sized
+from typing import Any
 
 import torch
 from datasets import IterableDataset
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 
 class GroupOrder(Sampler[int]):
@@ -63,6 +65,30 @@ class GroupOrder(Sampler[int]):
                     for rank in range(self._world_size):
                         first = rank * per_process + step * self._batch_size
                         yield from rows[first : first + self._batch_size]
+
+
+class EpochOrder(TrainerCallback):
+    """Tells `GroupOrder` the epoch, which does not reach it by itself on several processes that resume inside one.
+
+    accelerate then wraps the sampler four times (data loader, skipped batches, a process's share, batches), and
+    `DataLoaderShard.set_epoch` looks through fewer layers.
+    """
+
+    def on_epoch_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        train_dataloader: DataLoader[Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """`state.epoch` has a fraction where the run was stopped inside the epoch."""
+        layer: Any = train_dataloader
+        while getattr(layer, "batch_sampler", None) is not None:
+            layer = layer.batch_sampler
+        sampler = getattr(layer, "sampler", None)
+        if isinstance(sampler, GroupOrder):
+            sampler.set_epoch(int(state.epoch))
 
 
 def repeat_stream(

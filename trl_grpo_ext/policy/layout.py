@@ -11,7 +11,7 @@ of similar length share a call.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -52,6 +52,13 @@ class _Bucket:
     prefix_length: int  # prefix keys per block, padded
     groups: torch.Tensor  # (rows,) which prefix each block sees
     mask: torch.Tensor  # (rows, 1, length, prefix_length + length) additive
+    _casts: dict[torch.dtype, torch.Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def mask_as(self, dtype: torch.dtype) -> torch.Tensor:
+        """The mask in attention's dtype. One for all layers, because attention keeps it for its backward."""
+        if dtype not in self._casts:
+            self._casts[dtype] = self.mask.to(dtype)
+        return self._casts[dtype]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +87,7 @@ class PackedLayout:
         """Attention of the whole row, `(1, heads, N, D)` -> `(1, N, heads, D)`."""
         del layer_idx
         heads, kv_heads, depth = query.shape[1], key.shape[1], query.shape[3]
+        dtype = _attention_dtype(query)
         q, k, v = (self._pad(x) for x in (query, key, value))  # (M, heads * D)
 
         def rows(x: torch.Tensor, start: int, count: int, length: int, num_heads: int) -> torch.Tensor:
@@ -105,7 +113,7 @@ class PackedLayout:
             own_v = rows(v, start, bucket.rows, bucket.length, kv_heads)
             seen_k = torch.cat([prefix_k[:, :, : bucket.prefix_length].index_select(0, bucket.groups), own_k], dim=2)
             seen_v = torch.cat([prefix_v[:, :, : bucket.prefix_length].index_select(0, bucket.groups), own_v], dim=2)
-            outputs.append(sdpa(own_q, seen_k, seen_v, attn_mask=bucket.mask.to(q.dtype)))
+            outputs.append(sdpa(own_q, seen_k, seen_v, attn_mask=bucket.mask_as(dtype)))
             start += bucket.rows * bucket.length
         row = _Gather.apply(torch.cat(outputs), self.inverse, self.index, self.padding)  # (N, heads * D)
         return row.view(1, self.num_tokens, heads, depth)
@@ -115,6 +123,14 @@ class PackedLayout:
         flat = x[0].transpose(0, 1).reshape(self.num_tokens, -1)
         padded: torch.Tensor = _Gather.apply(flat, self.index, self.inverse, None)
         return padded
+
+
+def _attention_dtype(query: torch.Tensor) -> torch.dtype:
+    """What attention computes in: autocast casts its arguments, masks too, anew at every call."""
+    device = query.device.type
+    if torch.is_autocast_enabled(device) and query.dtype != torch.float64:
+        return torch.get_autocast_dtype(device)
+    return query.dtype
 
 
 @dataclass(slots=True)

@@ -84,10 +84,17 @@ def base_model_of(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
 
 
 def disable_dropout(model: nn.Module) -> None:
-    """Set every dropout probability to 0, adapters' included."""
+    """Set dropout probabilities to 0: those of `nn.Dropout` modules, as TRL does, adapters' included, and those that
+    modules keep as numbers, such as `attention_dropout`, which TRL leaves.
+
+    A model that reads a probability from its config whenever it runs (Falcon, Persimmon) goes on doing so.
+    """
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
+        for name, value in list(vars(module).items()):
+            if ("dropout" in name or "pdrop" in name) and isinstance(value, float):
+                setattr(module, name, 0.0)
 
 
 def context_limit(model: PreTrainedModel) -> int | None:

@@ -8,6 +8,8 @@ held.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -15,38 +17,61 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from ..evaluating import evaluating
 from .logps import CompletionScorer
 from .packing import GroupPart, pack_row
 
-_PROBE_TOKENS = 64  # of each of the prompt and two completions, when a layer's activations are weighed
+# What is weighed: rows of so many groups, each of a prompt and two completions of so many tokens
+_PROBE_GROUPS = (4, 8)
+_PROBE_TOKENS = 16
 
 
 class RecomputeBudget:
     """Chooses, before every forward pass, how many layers are checkpointed.
 
     With `h` bytes of a layer's input and `a` bytes of all its activations per token (measured; `a'` before layers were
-    fused), `L` layers, `N` packed and `M` padded tokens: checkpointing everything holds `M (L h + a')` for the padded
-    micro-batch, since one layer is recomputed at a time. Keeping the activations of `k` layers of the packed row holds
-    `N (L h + a + k (a - h))`, and `k` is the largest for which that is within `share` of the former.
+    fused), `w` bytes that a layer keeps whatever the tokens (under autocast, 16-bit casts of its weights), `L` layers,
+    `N` packed and `M` padded tokens: checkpointing everything holds `M (L h + a')` for the padded micro-batch, since
+    one layer is recomputed at a time. Keeping the activations of `k` layers of the packed row holds
+    `N (L h + a + k (a - h)) + k w`, and `k` is the largest for which that is within `share` of the former. (The `w` of
+    the layer that is being recomputed is in both, and left out.)
+
+    Args:
+        autocast: Makes the context that training runs its forward passes in.
     """
 
     def __init__(
-        self, model: nn.Module, base_model: PreTrainedModel, scorer: CompletionScorer, share: float = 1.0
+        self,
+        model: nn.Module,
+        base_model: PreTrainedModel,
+        scorer: CompletionScorer,
+        share: float = 1.0,
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         self._layers = [module for module in base_model.modules() if isinstance(module, GradientCheckpointingLayer)]
         self._share = share
+        self._autocast = autocast
         config = base_model.config.get_text_config()
         self._input_bytes = float(config.hidden_size * base_model.dtype.itemsize)
-        self._activation_bytes = self._unfused_bytes = self._weigh(model, base_model, scorer)
+        self._activation_bytes, self._weight_bytes = self._weigh(model, base_model, scorer)
+        self._unfused_bytes = self._activation_bytes
 
     def weigh_again(self, model: nn.Module, base_model: PreTrainedModel, scorer: CompletionScorer) -> None:
         """Layers were fused: packed rows run with what they keep now, padded ones ran with what they kept before."""
-        self._activation_bytes = self._weigh(model, base_model, scorer)
+        self._activation_bytes, self._weight_bytes = self._weigh(model, base_model, scorer)
 
-    def _weigh(self, model: nn.Module, base_model: PreTrainedModel, scorer: CompletionScorer) -> float:
-        """Bytes per token that a layer keeps for its backward."""
+    def _weigh(self, model: nn.Module, base_model: PreTrainedModel, scorer: CompletionScorer) -> tuple[float, float]:
+        """Bytes that a layer keeps for its backward: per token, and whatever the tokens."""
         if not self._layers:
-            return 0.0
+            return 0.0, 0.0
+        (few, less), (many, more) = (self._kept(model, base_model, scorer, groups) for groups in _PROBE_GROUPS)
+        per_token = (more - less) / (many - few)
+        return per_token / len(self._layers), max(0.0, more - many * per_token) / len(self._layers)
+
+    def _kept(
+        self, model: nn.Module, base_model: PreTrainedModel, scorer: CompletionScorer, groups: int
+    ) -> tuple[int, int]:
+        """Tokens of a row of so many groups, and bytes that the whole model keeps of it."""
         owned = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
         kept: dict[int, int] = {}
 
@@ -58,16 +83,13 @@ class RecomputeBudget:
 
         vocabulary = base_model.config.get_text_config().vocab_size
         tokens = [i % vocabulary for i in range(_PROBE_TOKENS)]
-        row = pack_row([GroupPart(0, (0, 1))], [tokens], [tokens, tokens], base_model.device)
-        training = [module for module in model.modules() if module.training]
-        model.eval()  # checkpointing is off then, and dropout draws no random numbers
-        try:
-            with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-                scorer.packed(model, row)
-        finally:
-            for module in training:
-                module.training = True
-        return sum(kept.values()) / row.layout.num_tokens / len(self._layers)
+        parts = [GroupPart(g, (2 * g, 2 * g + 1)) for g in range(groups)]
+        row = pack_row(parts, [tokens] * groups, [tokens] * 2 * groups, base_model.device)
+        weighing = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+        # In evaluation mode, where checkpointing is off and dropout draws no random numbers
+        with evaluating(model), torch.enable_grad(), self._autocast(), weighing:
+            scorer.packed(model, row)
+        return row.layout.num_tokens, sum(kept.values())
 
     def apply(self, packed_tokens: int, padded_tokens: int) -> int:
         """Set the layers' flags for a row; returns how many keep their activations."""
@@ -75,7 +97,7 @@ class RecomputeBudget:
         inputs = count * self._input_bytes
         budget = self._share * padded_tokens * (inputs + self._unfused_bytes)
         spare = budget - packed_tokens * (inputs + self._activation_bytes)
-        extra = packed_tokens * max(self._activation_bytes - self._input_bytes, 1.0)
+        extra = packed_tokens * max(self._activation_bytes - self._input_bytes, 1.0) + self._weight_bytes
         keep = max(0, min(count, int(spare / extra))) if count else 0
         for i, layer in enumerate(self._layers):
             layer.gradient_checkpointing = i >= keep

@@ -39,7 +39,9 @@ _NUMBER = re.compile(
 _TRIVIAL = re.compile(r"\\?[A-Za-z]+(?:_\{?\w+\}?)?'*(?:\s*\(\s*[A-Za-z](?:\s*,\s*[A-Za-z])*\s*\))?")
 _AND = re.compile(r"\s*(?:,?\s*(?:and|or)\b|[,;])\s*(?=\$|\\[(\[])")
 _SCALE = re.compile(r"\s*(?:\\?%|percent\b|(?:(?:hundred|thousand|million|billion|trillion|dozen)\b\s*)+)")
-_LEADING_WORDS = re.compile(r"(?:(?:approximately|about|around|roughly|exactly|only|just|simply|equal to|that)\s+)+", re.I)
+_LEADING_WORDS = re.compile(
+    r"(?:(?:approximately|about|around|roughly|exactly|only|just|simply|equal to|that)\s+)+", re.I
+)
 _REASON = re.compile(r"[,;]?\s+(?:because|since|which|whereas|meaning)\b|[,;]\s+(?:as|so|i\.e\.|that is)\b|;\s")
 _GOES_ON = re.compile(  # the number is not the whole of it: 3 (x + 1), 2 or 3, 12 boys and 5 girls
     r"\s*[-+*/=^\\{\[]|\s*\((?![^()]*[A-Za-z]{3})|\s*,?\s*(?:or|and|,)\s*\$?\d|\s+[A-Za-z]+,?\s+(?:and|or)\s+\$?\d"

@@ -18,11 +18,15 @@ _ROUNDING = Fraction(1, 10**5)  # closer than this, relatively: perhaps one is t
 _MIN_DECIMALS = 2  # a gold answer with fewer is not taken for a rounded one
 
 _DECIMAL = r"(?:(?:[1-9]\d{0,2}(?:,\d{3})+|[1-9]\d{0,2}(?: \d{3})+|\d+)(?:\.\d*)?|\.\d+)"
-_POWER_OF_TEN = r"(?:[eE](?P<e>[+-]?\d{1,2})|\s*(?:\\times|\\cdot|\*)\s*10\s*(?:\^|\*\*)\s*[({]?(?P<p>[+-]?\d{1,2})[)}]?)"
+_POWER_OF_TEN = (
+    r"(?:[eE](?P<e>[+-]?\d{1,2})|\s*(?:\\times|\\cdot|\*)\s*10\s*(?:\^|\*\*)\s*[({]?(?P<p>[+-]?\d{1,2})[)}]?)"
+)
 _PART = rf"(?:\{{\s*([+-]?\s*{_DECIMAL})\s*\}}|(\d))"  # the {12} or bare 1 of a \frac
 _FRAC = rf"\\frac\s*{_PART}\s*{_PART}"
 _SIGNED = r"(?P<sign>[+-]?)\s*"
-_TAIL = r"\s*(?P<percent>%|percent\b)?\s*(?P<unit>(?:(?<=[\s%\d])[A-Za-z][A-Za-z '/-]*)?)\s*(?P<power>(?:\^?\{?[23]\}?)?)"
+_TAIL = (
+    r"\s*(?P<percent>%|percent\b)?\s*(?P<unit>(?:(?<=[\s%\d])[A-Za-z][A-Za-z '/-]*)?)\s*(?P<power>(?:\^?\{?[23]\}?)?)"
+)
 
 _WHOLE_AND_FRACTION = re.compile(rf"{_SIGNED}(?P<whole>\d+)\s+(?P<num>\d+)\s*/\s*(?P<den>\d+){_TAIL}")
 _WHOLE_AND_FRAC = re.compile(rf"{_SIGNED}(?P<whole>\d+)?\s*{_FRAC}{_TAIL}")

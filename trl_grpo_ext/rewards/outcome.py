@@ -99,7 +99,9 @@ def judge(output: Any, expected: int, outcome: Outcome, convert: Callable[[Any],
 def raised(error: BaseException) -> Problem:
     """An exception as a problem."""
     trace = "".join(traceback.format_exception(error, limit=-_SHOWN_FRAMES))
-    return Problem("raised", f"raised {type(error).__name__}: {_printable(str(error))}", _printable(trace[-_SHOWN_CHARS:]))
+    return Problem(
+        "raised", f"raised {type(error).__name__}: {_printable(str(error))}", _printable(trace[-_SHOWN_CHARS:])
+    )
 
 
 def as_number(value: Any) -> float | None:

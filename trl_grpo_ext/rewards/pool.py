@@ -37,7 +37,9 @@ def pickled(function: Callable[..., Any]) -> bytes | None:
     """
     try:
         by_reference = pickle.dumps(function)
-        in_script = getattr(function, "__module__", type(function).__module__) == "__main__" or b"__main__" in by_reference
+        in_script = (
+            getattr(function, "__module__", type(function).__module__) == "__main__" or b"__main__" in by_reference
+        )
         blob = dill.dumps(function, recurse=True) if in_script else by_reference
     except Exception:  # pickling runs the object's own code, which may raise anything
         return None

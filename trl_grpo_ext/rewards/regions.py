@@ -11,7 +11,9 @@ _UNION = re.compile(r"\\cup(?![A-Za-z])")
 _OR = re.compile(r"(?<![A-Za-z\\])or(?![A-Za-z])|\\(?:lor|vee|cup)(?![A-Za-z])")
 _RELATION = re.compile(r"(<|>|\\le(?![A-Za-z])|\\ge(?![A-Za-z])|\\neq(?![A-Za-z])|=)")
 _VARIABLE = re.compile(r"(?:[A-Za-df-z]|\\(?!pi|infty)[A-Za-z]+)(?:_(?:\w|\{\w+\}))?")
-_SET_BUILDER = re.compile(r"\\\{\s*(?P<name>[A-Za-z])\s*(?:\\in\s*(?:\\mathbb\s*\{?\s*)?R\s*\}?\s*)?[|:](?P<rule>.*)\\\}")
+_SET_BUILDER = re.compile(
+    r"\\\{\s*(?P<name>[A-Za-z])\s*(?:\\in\s*(?:\\mathbb\s*\{?\s*)?R\s*\}?\s*)?[|:](?P<rule>.*)\\\}"
+)
 _MEMBER = re.compile(rf"(?P<name>{_VARIABLE.pattern})\s*\\in(?![A-Za-z])(?P<of>.*)")
 _INTERVAL = re.compile(r"(?P<opening>[(\[])(?P<ends>.*)(?P<closing>[)\]])")
 _COMMA = re.compile(r"[,;]")

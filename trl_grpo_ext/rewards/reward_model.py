@@ -102,9 +102,7 @@ class RewardModel:
         return [apply_chat_template(row, self.tokenizer, **self.chat_template_kwargs)["text"] for row in messages]
 
 
-def _conversation(
-    prompt: list[dict[str, Any]], completion: list[dict[str, Any]], prefill: str
-) -> list[dict[str, Any]]:
+def _conversation(prompt: list[dict[str, Any]], completion: list[dict[str, Any]], prefill: str) -> list[dict[str, Any]]:
     """Prompt and completion; a completion that continues the prompt's last message is joined to it."""
     if prompt[-1]["role"] != "assistant":
         return prompt + completion  # a `<think>` that the policy's template wrote is not in the prompt's messages

@@ -62,7 +62,15 @@ _COMMAND = re.compile(r"\\(?:text|mathrm|mbox)\s*\{[^{}]*\}|\\[A-Za-z]+")
 _EXPONENT = re.compile(r"(?:\^|\*\*)\s*(?P<exponent>\{|\(|[-+]?(?:\d+|[A-Za-z]|\\[A-Za-z]+))")
 _OPEN, _CLOSE = "{([", "})]"
 
-_NOT_SAMPLED = (sympy.Sum, sympy.Product, sympy.Integral, sympy.Limit, sympy.Derivative, sympy.UnevaluatedExpr, AppliedUndef)
+_NOT_SAMPLED = (
+    sympy.Sum,
+    sympy.Product,
+    sympy.Integral,
+    sympy.Limit,
+    sympy.Derivative,
+    sympy.UnevaluatedExpr,
+    AppliedUndef,
+)
 _MAX_SYMBOLS = 12
 _STARTS = ((6, 19), (11, 17), (-9, 23), (31, 18), (-29, 12), (63, 17))
 _TOLERANCE = sympy.Float("1e-12")
@@ -181,13 +189,19 @@ def _value(expression: sympy.Expr, values: dict[sympy.Symbol, sympy.Rational]) -
         value = expression.xreplace(values).doit().evalf(30)
     except (ArithmeticError, AttributeError, NotImplementedError, RecursionError, TypeError, ValueError):
         return None
-    return value if value.is_number and value.is_finite and (value.is_Float or value.is_Add or value.is_Mul or value.is_Integer) else None
+    return (
+        value
+        if value.is_number and value.is_finite and (value.is_Float or value.is_Add or value.is_Mul or value.is_Integer)
+        else None
+    )
 
 
 def _points(dimensions: int) -> Iterator[tuple[sympy.Rational, ...]]:
     """Numbers of no special relation to each other, some between 0 and 1, of both signs, the same at every call."""
     for sample, start in enumerate(_STARTS):
-        yield tuple(sympy.Rational(*start) + sympy.Rational(k * (sample + 2), 37 + 5 * sample) for k in range(dimensions))
+        yield tuple(
+            sympy.Rational(*start) + sympy.Rational(k * (sample + 2), 37 + 5 * sample) for k in range(dimensions)
+        )
 
 
 def _has_huge_power(text: str) -> bool:

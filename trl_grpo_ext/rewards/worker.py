@@ -89,9 +89,7 @@ def _own_group(pid: int) -> None:
         os.setpgid(pid, pid)
 
 
-def _serve(
-    calls: Connection, progress: int, functions: Sequence[Callable[..., Any]], memory_bytes: int
-) -> NoReturn:
+def _serve(calls: Connection, progress: int, functions: Sequence[Callable[..., Any]], memory_bytes: int) -> NoReturn:
     """Lists of calls in, outcomes out, a few at a time; a byte to `progress` as each call begins."""
     _limit_memory(memory_bytes)
     try:

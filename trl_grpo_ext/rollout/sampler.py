@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -18,7 +17,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ..attention import use_group_attention
+from ..attention import UnsupportedAttention, local_attention, use_group_attention
+from ..evaluating import evaluating
 from ..fused import fuse_layers, thin_products
 from .decoder import SharedPromptDecoder
 from .noise import uniform_rows
@@ -49,7 +49,8 @@ class GroupSampler:
         max_rows: Completions decoded at once (None: all of a call). Splitting changes memory and speed, not results.
 
     Raises:
-        ValueError: if neither tokenizer nor model has an EOS id, or the model cannot share prompts (not on SDPA).
+        ValueError: if neither tokenizer nor model has an EOS id, or the model cannot share prompts: it is not on SDPA,
+            or its tokens do not see all that came before them (`UnsupportedAttention`).
     """
 
     def __init__(
@@ -67,6 +68,9 @@ class GroupSampler:
                 f"attn_implementation={base.config._attn_implementation!r}: sharing prompts needs 'sdpa'. Load the "
                 "model with attn_implementation='sdpa', or pass shared_prompts=False."
             )
+        local = local_attention(base) if shared_prompts else None
+        if local is not None:
+            raise UnsupportedAttention(f"the model cannot share prompts: {local}. Pass shared_prompts=False.")
         fuse_layers(base)
         self.model = base
         self.params = params or SamplingParams()
@@ -117,7 +121,7 @@ class GroupSampler:
         size = len(prompts) if self.max_rows is None else max(1, self.max_rows // num_generations)
         completions: list[list[int]] = []
         logps: list[torch.Tensor] = []
-        with self._evaluating(), thin_products(self.model):
+        with evaluating(self.model), thin_products(self.model):
             for start in range(0, len(prompts), size):
                 part = prompts[start : start + size]
                 noise = self._noise(params, seed, step, first_prompt_index + start, len(part), num_generations)
@@ -222,17 +226,6 @@ class GroupSampler:
             end = next((i for i, token in enumerate(row) if token in eos), len(row) - 1)
             completions.append(row[: end + 1])
         return completions
-
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        """Dropout and gradient checkpointing off (both follow `training`), and back on as they were."""
-        training = [module for module in self.model.modules() if module.training]
-        self.model.eval()
-        try:
-            yield
-        finally:
-            for module in training:
-                module.training = True
 
 
 class _Draws(LogitsProcessor):
