@@ -60,7 +60,7 @@ class CreditAssigner:
             return values, zero_std, {}
         lengths = torch.tensor([len(ids) for ids in completion_ids])
         process = torch.zeros(len(completion_ids), int(lengths.max()))
-        metrics = {}
+        metrics: dict[str, float] = {}
         for k in scores.steps:
             one, own = self._process(scores, k, completion_ids, prefills, process.shape[1])
             process += float(self.weights[k]) * one

@@ -22,7 +22,7 @@ from .experience import Experience, MicroBatch, StepBatch
 from .metrics import CompletionLog, MetricLog, StepClock, length_metrics, reward_metrics
 from .objective import kl_penalised_rewards
 from .policy import AdapterOff, Snapshot, TokenScores
-from .rewards import RewardScorer, Scores
+from .rewards import RewardScorer, Scores, SpanDecoder
 from .rollout import GroupSampler, Rollouts
 
 Row = dict[str, Any]
@@ -51,13 +51,22 @@ class ExperienceMaker:
     sampler: GroupSampler
     reward_scorer: RewardScorer
     reward_weights: torch.Tensor  # (K,)
-    credit: CreditAssigner
     score: Callable[[nn.Module, MicroBatch], TokenScores]
     reference: AdapterOff | Snapshot | None
     prompt_limit: int | None  # tokens
     packed: bool
     completion_log: CompletionLog
     _extras: dict[str, list[Any]] = field(default_factory=dict)  # columns that rewards logged with the latest rollouts
+
+    def __post_init__(self) -> None:
+        self._credit = CreditAssigner(
+            self.args,
+            self.accelerator,
+            self.reward_scorer.names,
+            self.reward_weights,
+            self.reward_scorer.judges_steps,
+            SpanDecoder(self.encoder.tokenizer),
+        )
 
     def roll_out(
         self,
@@ -148,7 +157,7 @@ class ExperienceMaker:
             greedy = baseline.scores.rewards
             clock.spend("rollout", baseline.seconds["rollout"])
             clock.spend("reward", baseline.seconds["reward"])
-        experience.advantages, zero_std, logged = self.credit.assign(
+        experience.advantages, zero_std, logged = self._credit.assign(
             scored.scores, rollouts.completion_ids, scored.prefills, penalty=penalty, greedy=greedy
         )
         for name, value in {"frac_reward_zero_std": zero_std, **logged}.items():

@@ -26,7 +26,6 @@ from trl.trainer.utils import identity
 
 from .checkpoint import load_state, place_in_cycle, save_state
 from .config import GRPOConfig
-from .credit import CreditAssigner
 from .data import EpochOrder, GenerationFeed, GroupOrder, PromptEncoder
 from .evaluating import evaluating
 from .experience import Experience, MicroBatch, StepBatch
@@ -44,7 +43,6 @@ from .policy import (
     make_reference,
     no_gradient_loss,
 )
-from .rewards import SpanDecoder
 from .rollout import GroupSampler, SamplingParams
 from .startup import (
     EvalDataset,
@@ -175,9 +173,6 @@ class GRPOTrainer(_BaseTrainer):
             sampler=self._sampler,
             reward_scorer=rewards,
             reward_weights=weights,
-            credit=CreditAssigner(
-                args, self.accelerator, rewards.names, weights, rewards.judges_steps, SpanDecoder(tokenizer)
-            ),
             score=self._scores,
             reference=self._reference,
             prompt_limit=prompt_limit,

@@ -1,5 +1,7 @@
 """Completions that no honest model writes and every policy finds one day: over 200 of them, in families."""
 
+# ruff: noqa: E501
+
 from __future__ import annotations
 
 from collections.abc import Callable

@@ -164,6 +164,15 @@ def test_pickled_and_named() -> None:
     assert (reward.__name__, reward.reward_is_row_wise) == ("language_consistency_reward", True)
 
 
+def test_library_is_loaded_where_it_is_unpickled(monkeypatch: pytest.MonkeyPatch) -> None:
+    pickled = [pickle.dumps(LanguageConsistencyReward(code)) for code in ("en", "th", None)]
+    loads: list[str] = []
+    monkeypatch.setattr(language, "_ranking", lambda: loads.append("py3langid"))
+    for blob in pickled:
+        pickle.loads(blob)
+    assert loads == ["py3langid"]  # once: Thai needs none, and for None nobody knows
+
+
 @pytest.mark.parametrize(
     ("options", "columns", "error", "message"),
     [

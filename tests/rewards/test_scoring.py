@@ -215,7 +215,7 @@ def test_async_reward_with_a_wrong_signature() -> None:
     async def narrow(completions: list[str]) -> list[float]:
         return [0.0] * len(completions)
 
-    with pytest.raises(RewardError, match="(?s)'narrow' failed on 6 of 6 completions at step 7.*raised TypeError"):
+    with pytest.raises(RewardError, match=r"(?s)'narrow' failed on 6 of 6 completions at step 7.*raised TypeError"):
         score(make([async_length, narrow]))
 
 
@@ -330,7 +330,7 @@ def test_reward_model_that_raises_names_the_culprit() -> None:
     with torch.no_grad():
         model.model.embed_tokens.weight = nn.Parameter(model.model.embed_tokens.weight[:5])
     with pytest.raises(
-        RewardError, match="(?s)'judge' failed on 6 of 6 completions at step 7.*completion 0 of 6: raised IndexError"
+        RewardError, match=r"(?s)'judge' failed on 6 of 6 completions at step 7.*completion 0 of 6: raised IndexError"
     ):
         score(scorer)
 

@@ -6,7 +6,6 @@ Every eighth row, so that it takes seconds; TRL_GRPO_EXT_STEP_ROWS=1 takes all o
 from __future__ import annotations
 
 import gzip
-import itertools
 import json
 import os
 import re
@@ -150,20 +149,18 @@ def test_every_step_boundary_is_found_and_mapped_to_its_token(
     assert count > 90_000 // EVERY
 
 
-def pieces(text: str) -> Iterator[str]:
-    position = 0
-    for length in itertools.cycle((5, 1, 8, 2, 13)):
-        if position >= len(text):
-            return
-        yield text[position : position + length]
-        position += length
+def sampled(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+    """The text in other tokens than the tokenizer would choose: every third is broken into its characters (or bytes)."""
+    tokens = tokenizer.tokenize(text)
+    broken = [piece for i, token in enumerate(tokens) for piece in ([token] if i % 3 else token)]
+    return [int(token_id) for token_id in tokenizer.convert_tokens_to_ids(broken)]
 
 
 @pytest.mark.parametrize("kind", ["byte_level_bpe", "unigram"])
 def test_other_tokens_than_the_tokenizer_would_choose(
     kind: str, solutions: list[list[str]], request: pytest.FixtureRequest
 ) -> None:
-    """What a policy samples. Here pieces of a few characters are tokenized by themselves, so that the truth is known."""
+    """A policy may sample any tokens. Each step is encoded by itself here, so that the truth is known."""
     tokenizer: PreTrainedTokenizerFast = request.getfixturevalue(kind)
     decoder = SpanDecoder(tokenizer)
     separator = tokenizer("\n\n", add_special_tokens=False)["input_ids"]
@@ -173,7 +170,8 @@ def test_other_tokens_than_the_tokenizer_would_choose(
         ids: list[int] = []
         truth = []
         for step in steps:
-            ids += (separator if ids else []) + tokenizer(step, add_special_tokens=False)["input_ids"]
+            ids += separator if ids else []
+            ids += sampled(tokenizer, step)
             truth.append(len(ids) - 1)
         spans = decoder.spans(ids)
         assert spans.exact

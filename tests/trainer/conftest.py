@@ -13,6 +13,7 @@ from peft import LoraConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from trl_grpo_ext import GRPOConfig, GRPOTrainer
+from trl_grpo_ext.rewards import in_process
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
@@ -38,6 +39,7 @@ SETTINGS: dict[str, Any] = {
 }
 
 
+@in_process  # starting workers for every trainer of the suite would cost more than the tests
 def token_sum(completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
     """A reward that depends on every token and is rarely the same twice."""
     return [sum((i + 1) * token for i, token in enumerate(ids)) % 11 / 3.0 for ids in completion_ids]
@@ -87,7 +89,6 @@ def make_trainer(
             own["model"] = make_model()
             own.setdefault("peft_config", lora())
         if "args" not in own:
-            # In this process: starting workers for every trainer of the suite would cost more than the tests
             defaults = {"output_dir": str(tmp_path / "out"), "reward_workers": 0}
             own["args"] = GRPOConfig(**defaults | SETTINGS | given)
         return GRPOTrainer(**{**inputs, **own})

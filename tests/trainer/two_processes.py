@@ -58,6 +58,7 @@ def make_trainer(model: str, output: str, case: str, batch: int) -> GRPOTrainer:
             "use_cpu": True,
             "bf16": False,
             "report_to": "none",
+            "reward_workers": 0,
             "disable_tqdm": True,
             "save_strategy": "no",
             "logging_steps": 1,

@@ -37,7 +37,7 @@ class PromptEncoder:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, chat_template_kwargs: dict[str, Any] | None = None) -> None:
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._template_kwargs = dict(chat_template_kwargs or {})
 
     def text(self, prompt: Prompt) -> str:
@@ -46,7 +46,7 @@ class PromptEncoder:
             return prompt
         continued = prompt[-1]["role"] == "assistant"
         return str(
-            self._tokenizer.apply_chat_template(
+            self.tokenizer.apply_chat_template(
                 prompt,
                 tokenize=False,
                 add_generation_prompt=not continued,
@@ -64,7 +64,7 @@ class PromptEncoder:
         if problem := form_problem(prompt):
             raise ValueError(f"a prompt {problem}")
         text = self.text(prompt)
-        ids = self._tokenizer(text, add_special_tokens=isinstance(prompt, str))["input_ids"]
+        ids = self.tokenizer(text, add_special_tokens=isinstance(prompt, str))["input_ids"]
         if not ids:
             raise ValueError(f"a prompt has no tokens: {prompt!r:.80}. Leave such rows out with dataset.filter.")
         opened = _OPENED_AT_END.search(text)
@@ -79,7 +79,7 @@ class PromptEncoder:
 
         A `<think>` that the prompt opened is put in front, so that the completion reads as the model meant it.
         """
-        texts = self._tokenizer.batch_decode([list(ids) for ids in completion_ids], skip_special_tokens=True)
+        texts = self.tokenizer.batch_decode([list(ids) for ids in completion_ids], skip_special_tokens=True)
         texts = [prefill + text for prefill, text in zip(prefills, texts, strict=True)]
         return [
             text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]

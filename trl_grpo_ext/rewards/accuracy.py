@@ -8,12 +8,12 @@ from typing import Any
 from trl_grpo_ext.rewards.equivalence import COMPARISONS, answers_match, same_text
 from trl_grpo_ext.rewards.extraction import (
     EXTRACT_FROM,
-    MAX_ANSWER_CHARS,
     after_thinking,
     extract_gold,
     extract_prediction,
     is_marked,
 )
+from trl_grpo_ext.rewards.formulas import MAX_ANSWER_CHARS
 from trl_grpo_ext.rewards.marks import row_wise
 from trl_grpo_ext.rewards.text import completion_text
 

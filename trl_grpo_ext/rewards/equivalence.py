@@ -13,7 +13,7 @@ from fractions import Fraction
 from itertools import product
 
 from trl_grpo_ext.rewards.formulas import is_prose
-from trl_grpo_ext.rewards.notation import enclosed, nesting, normalise, split_top, squeezed, words_dropped
+from trl_grpo_ext.rewards.notation import TEXT_COMMAND, enclosed, nesting, normalise, split_top, squeezed, words_dropped
 from trl_grpo_ext.rewards.numeric import parse_quantity, rounds_to, same_number
 from trl_grpo_ext.rewards.regions import Piece, parse_region
 from trl_grpo_ext.rewards.symbolic import MAX_NESTING, numeric_value, symbolically_equal
@@ -33,6 +33,7 @@ _CONDITION = re.compile(
     r"(?:(?!,|;|(?<![A-Za-z])(?:and|or)(?![A-Za-z])).)*"
     r"|(?:\\text\{\s*,?\s*)?(?<![A-Za-z\\])where(?![A-Za-z]).*|\\text\{(?:[^{}]*\s){4}[^{}]*\}.*)"
 )
+_IN_BASE = re.compile(r"([\dA-F]+)_\{?(\d+)\}?")
 _INTEGER_LETTERS = frozenset("klmn")
 _LETTER = re.compile(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])")
 _MATRIX = re.compile(
@@ -167,6 +168,12 @@ def _parameter(matcher: _Matcher, gold: str, prediction: str) -> bool | None:
     return matcher.same(gold, _renamed(prediction, only_b.pop(), only_a.pop()))
 
 
+def _base(matcher: _Matcher, gold: str, prediction: str) -> bool | None:
+    """`204_5`: the digits and the base, if both name one."""
+    a, b = _IN_BASE.fullmatch(squeezed(gold)), _IN_BASE.fullmatch(squeezed(prediction))
+    return a.groups() == b.groups() if a and b else None
+
+
 def _matrix(matcher: _Matcher, gold: str, prediction: str) -> bool | None:
     """Entry by entry; a column is the same as the tuple of its entries."""
     a, b = _rows(gold), _rows(prediction)
@@ -210,11 +217,15 @@ def _list(matcher: _Matcher, gold: str, prediction: str) -> bool | None:
     inside = _inside_tuple(gold) if len(a) < 2 else _inside_tuple(prediction) if len(b) < 2 else None
     if inside is not None:
         return matcher.in_order(a, inside) if len(b) < 2 else matcher.in_order(inside, b)
-    named_a, named_b = (any(_label(item) for item in items) for items in (a, b))
-    if named_a != named_b:
+    names_a, names_b = ([_label(item) for item in items] for items in (a, b))
+    if any(names_a) != any(names_b):
         a, b = [_last_value(item) for item in a], [_last_value(item) for item in b]
+        if None not in names_a and len({_SUBSCRIPT.sub("", str(name)) for name in names_a}) == len(a):
+            return matcher.in_order(a, b)  # gold names all of them, the prediction none: it must keep their order
     if matcher.in_any_order(a, b):
         return True
+    if len(a) == 1 or len(b) == 1:  # perhaps two forms of the same: `1\frac{1}{2}` or `\frac{3}{2}`
+        return all(matcher.same(item, other) for item, other in product(a, b))
     are_numbers = all(parse_quantity(item) is not None for item in (*a, *b))
     return False if are_numbers or len(a) > _MAX_ITEMS or len(b) > _MAX_ITEMS else None
 
@@ -266,7 +277,7 @@ def _prose(matcher: _Matcher, gold: str, prediction: str) -> bool | None:
 
 
 _RULES: tuple[Callable[[_Matcher, str, str], bool | None], ...] = (
-    _numbers, _choice, _approximation, _angle, _function, _parameter, _matrix, _region, _list, _tuple, _named, _rounded,
+    _numbers, _choice, _approximation, _angle, _function, _parameter, _base, _matrix, _region, _list, _tuple, _named, _rounded,
     _prose,
 )  # fmt: skip
 
@@ -331,9 +342,9 @@ def _label(text: str, strict: bool = False) -> str | None:
     if len(parts) < 2:
         return None
     name = parts[0]
-    if is_prose(name) or not re.search(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", text)):
+    if is_prose(name) or not re.search(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", TEXT_COMMAND.sub("", text))):
         return squeezed(name)
-    core = _ARGUMENTS.sub("", _SUBSCRIPT.sub("", name))
+    core = _ARGUMENTS.sub("", _SUBSCRIPT.sub("", TEXT_COMMAND.sub("", name)))
     core = core if strict else _SUPERSCRIPT.sub("", core)
     is_name = not re.search(r"\d|[+^]|-|\\(?:sin|cos|tan|log|ln)" if strict else r"\d", core)
     return squeezed(name) if is_name else None

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from trl_grpo_ext.rewards.formulas import MAX_ANSWER_CHARS, formulas, is_prose, without_formulas
-
 
 _BOX_TOKEN = re.compile(
     # \\+: some datasets escape the backslash twice; \x08: a \b that was read as an escape
@@ -44,7 +43,7 @@ _LEADING_WORDS = re.compile(
 )
 _REASON = re.compile(r"[,;]?\s+(?:because|since|which|whereas|meaning)\b|[,;]\s+(?:as|so|i\.e\.|that is)\b|;\s")
 _GOES_ON = re.compile(  # the number is not the whole of it: 3 (x + 1), 2 or 3, 12 boys and 5 girls
-    r"\s*[-+*/=^\\{\[]|\s*\((?![^()]*[A-Za-z]{3})|\s*,?\s*(?:or|and|,)\s*\$?\d|\s+[A-Za-z]+,?\s+(?:and|or)\s+\$?\d"
+    r"\s*[-+*/=^\\{\[]|\s*\((?![^()]*[A-Za-z]{3})|\s*,?\s*(?:or|and|,)\s*\$?\d|\s+[A-Za-z]+,?\s+(?:and|or)\s+\$?\d|\s+[A-Za-z]+\s*[*/+=×]"
 )
 _BLANK = re.compile(r"\s*")
 _BRACKET = re.compile(r"\s+\((?=[^()]*[A-Za-z]{3})")
@@ -86,15 +85,15 @@ def extract_prediction(text: str, extract_from: Sequence[str] | None = None) -> 
     by default all of `EXTRACT_FROM`:
 
     1. "answer_tag": the last `<answer>..</answer>`, narrowed by rules 2 to 5 to the answer it holds;
-    2. "final_answer": what follows the last "the final answer is", if no box comes after it;
+    2. "final_answer": what follows the last "the final answer is", if no box and no `####` comes after it;
     3. "boxed": the last `\boxed{...}`, and boxes joined to it: `\boxed{2} and \boxed{3}` is the list 2, 3;
     4. "hashes": what follows the last `####` on its line;
     5. "answer_is": what follows the last "the answer is" or "answer:" (also in some other languages): a formula, the
        number it begins with, or else the last formula or number of the sentence;
     6. "formula": a text that is nothing but one formula, or the last formula that no number follows (`$..$`, `\(..\)`,
        `\[..\]`);
-    7. "last_number": the last number, or, if the sentence of the last number repeats the result of the last equation,
-       that result ("... = 34. So it takes 34 hours in 4 weeks.").
+    7. "last_number": the last number, or, if its sentence begins with the result of the last equation, that result
+       ("... = 34. So it takes 34 hours in 4 weeks.").
 
     Raises:
         ValueError: `extract_from` names a place that is not among these.
@@ -163,9 +162,9 @@ def after_hashes(text: str) -> str | None:
 
 
 def after_final_answer(text: str) -> str | None:
-    """What follows the last "the final answer is", if that is a formula or a number, and no box comes after it."""
+    """What follows the last "the final answer is", if that is a formula or a number and no other mark comes after it."""
     match = _last_match(_FINAL_ANSWER_IS, text)
-    if match is None or _HAS_BOX.search(text, match.end()):
+    if match is None or _HAS_BOX.search(text, match.end()) or text.find("####", match.end()) != -1:
         return None
     answer = _beginning(text[match.end() :])
     return answer if answer and not is_prose(answer) else None
@@ -198,13 +197,13 @@ def last_number(text: str) -> str | None:
 
 
 def closing_number(text: str) -> str | None:
-    """The last number, or the result of the last equation if the sentence of the last number repeats it."""
+    """The last number, or the result of the last equation if that is the first number of the last one's sentence."""
     last, result = _last_match(_NUMBER, text), _last_match(_RESULT, text)
     if last is None or result is None or result.end() >= last.end():
         return last[0] if last else None
     sentence = re.split(r"[.!?]\s|[。！？\n]|\\\]", text[result.end() : last.start()])[-1]
-    repeated = [match[0] for match in _NUMBER.finditer(sentence)]
-    return next((number for number in repeated if _digits(number) == _digits(result["number"])), last[0])
+    first = _NUMBER.search(sentence)
+    return first[0] if first and _digits(first[0]) == _digits(result["number"]) else last[0]
 
 
 _RESULT = re.compile(rf"=\s*(?P<number>{_NUMBER.pattern})")

@@ -91,8 +91,16 @@ class LanguageConsistencyReward:
             raise ValueError(f"`scope` is {scope!r}: it must be one of {_SCOPES}.")
         self.language = None if language is None else _code(language, "language")
         self.column, self.scope, self.require_thinking = column, scope, require_thinking
+        self._load()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._load()
+
+    def _load(self) -> None:
+        """Load py3langid before the first call: if it is missing we know at once, and worker processes share it."""
         if self.language is not None and _family(self.language).identify is _by_py3langid:
-            _ranking()  # so that a missing library is noticed now
+            _ranking()
 
     def __call__(self, completions: Sequence[Any], **columns: Any) -> list[float | None]:
         """Judge `B` completions, each a string or a list of messages (the last assistant message is judged).
@@ -266,6 +274,7 @@ def _ranking() -> Callable[[str], list[tuple[str, float]]]:
         raise ImportError(
             "the language reward needs py3langid to tell languages of one script apart: pip install py3langid"
         ) from error
+    py3langid.rank("")  # reads the model, half a second
     return py3langid.rank
 
 

@@ -43,7 +43,8 @@ _REWRITES = tuple(
         (r"\{\s*,\s*\}", ","),
         (r"(?<!\\)\\(?:[,;:> ]|quad\b|qquad\b|hspace\{[^{}]*\}|phantom\{[^{}]*\})|~", " "),
         (r"\\[dtc]frac" + _NOT_A_LETTER, r"\\frac"),
-        (r"\\frac\s+", r"\\frac"),
+        (r"\\frac\s+(?=\{)", r"\\frac"),
+        (r"\\frac\s*(\\pi|\d|(?<=\s)[A-Za-z])\s*(\\pi|\d|[A-Za-z])", r"\\frac{\1}{\2}"),
         (r"(\\frac\{[^{}]*\})\s*([A-Za-z\d])", r"\1{\2}"),
         (rf"\\(?:{_TEXT_NAMES})\s*\{{", r"\\text{"),
         (r"\\(?:mathbf|boldsymbol|bm|mathit|vec|overrightarrow)\s*\{([^{}]*)\}", r"\1"),
@@ -56,6 +57,7 @@ _REWRITES = tuple(
         (r"\\(?:neq|ne)" + _NOT_A_LETTER + r"|\s!=\s", r"\\neq "),
         (r"\\mid" + _NOT_A_LETTER, "|"),
         (r"\\%", "%"),
+        (r"(\.\d{40})\d+", r"\1"),
         (r"\^\s*\{?\s*\\(?:circ|textcirc|degree)" + _NOT_A_LETTER + r"\s*\}?|\\degree" + _NOT_A_LETTER, r"^\\circ "),
         (r"(?<=\d)\s*\^\s*\{\s*(?:\\text\{\s*)?(?:st|nd|rd|th)\s*\}?\s*\}", " "),  # 12^{\text{th}}
         (r"(?<=\d)\s*\\text\{\s*(?:st|nd|rd|th)\s*\}|(?<=\d)(?:st|nd|rd|th)(?![A-Za-z])", " "),

@@ -17,7 +17,7 @@ _FLOAT32_MAX = 3.4028234663852886e38
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Why there is no value. Kinds: "raised", "timeout", "died" (its process), "count" and "value" (of what it returned)."""
+    """Why there is no value. Kinds: "raised", "timeout", "died" (its process), and "count" and "value" of a result."""
 
     kind: str
     message: str

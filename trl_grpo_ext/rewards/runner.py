@@ -120,7 +120,8 @@ class RewardRunner:
         outcome = self._settle_rows(k, batch, call)
         if failed is not None:
             logger.warning(
-                "Reward '%s' on %d completions at step %d: %s. It was called on each of them alone, and failed on %d.%s",
+                "Reward '%s' on %d completions at step %d: %s. It was called on each of them alone, and failed on %d."
+                "%s",
                 self._names[k],
                 len(batch.completions),
                 batch.step,

@@ -13,6 +13,7 @@ ever longer windows meanwhile (quadratic time for a policy that writes such byte
 
 from __future__ import annotations
 
+import os
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ class TokenSpans:
         starts, ends: C character positions each.
         exact: False if some neighbouring tokens could not be told apart, because the tokenizer decodes them together to
             something else than one after the other. They share one span then; all other spans are right all the same.
+            It speaks of characters only: which byte of an invalid sequence is which U+FFFD is not always known.
     """
 
     text: str
@@ -173,11 +175,11 @@ class _Alignment:
         ids = [self.ids[waiting] for waiting in self._waiting]
         before, window = self._decoder.decode(self._context), self._decoder.decode(self._context + ids)
         gained = window[len(before) + self._shown :]
-        complete = gained.rstrip(_REPLACEMENT)
+        complete = os.path.commonprefix([gained, self._text[self._at : self._at + len(gained)]])
         alone = self._decoder.decode(ids)[self._shown :]
         if window.startswith(before) and self._fits(gained):
             self._settle(position, gained)
-        elif window.startswith(before) and complete != gained and self._fits(complete):
+        elif window.startswith(before) and not gained[len(complete) :].strip(_REPLACEMENT):
             # The rest is the beginning of the next character, which the tokens to come complete
             self._at += len(complete)
             self._shown += len(complete)
@@ -204,7 +206,9 @@ class _Alignment:
         self._at += len(gained)
         for unclear in [*self._unclear, position]:
             self._ends[unclear] = self._at
-        self._exact = self._exact and (not self._unclear or len(gained) == 1)  # one character: they do share it
+        # Of several tokens and several characters it is not known whose is which, unless only the first is shared
+        shared = self._unclear or (len(self._waiting) > 1 and gained.startswith(_REPLACEMENT))
+        self._exact = self._exact and (not shared or len(gained) == 1)
         # Tokens that add nothing (the second byte of an invalid character) tell nothing without those before them
         kept = [] if gained else self._context
         self._context = (kept + [self.ids[waiting] for waiting in self._waiting])[-_CONTEXT:]

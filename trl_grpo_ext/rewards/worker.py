@@ -1,7 +1,7 @@
 """The processes that rewards run in: a template that has imported them, and the workers forked from it.
 
-Started as `python -m trl_grpo_ext.rewards.worker FD`. The template imports the reward functions once; a worker is then a
-fork of it, a matter of milliseconds, so that one that hangs can be killed and replaced. Nothing here touches torch or
+Started as `python -m trl_grpo_ext.rewards.worker FD`. The template imports the reward functions once; a worker is then
+a fork of it, a matter of milliseconds, so that one that hangs can be killed and replaced. Nothing here touches torch or
 the training process's memory. A worker dies with the template, the template with the training process.
 """
 
@@ -35,7 +35,8 @@ def main(control: Connection) -> None:
     sys.path[:] = setup["path"]
     os.environ.clear()
     os.environ.update(setup["environ"])
-    functions, problems = [], []
+    functions: list[Any] = []
+    problems: list[str | None] = []
     for blob in setup["functions"]:
         try:
             function = dill.loads(blob)
