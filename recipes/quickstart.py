@@ -7,8 +7,8 @@ is right on about 40 % of problems that it has not seen. Then a LoRA adapter is 
 form `<think>..</think><answer>..</answer>`, and the right answer. From there on it sees no worked addition any more.
 
 Hardware: any CPU (it uses one core), or a GPU if there is one. No network.
-Time: TIME
-Expect: EXPECT
+Time: 2.5 to 3 minutes on one core of a small virtual machine.
+Expect: held-out greedy accuracy from about 50 % to 80-95 % (seeds 0 and 1: 46 to 83 %, 55 to 96 %).
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ from trl_grpo_ext import GroupSampler, GRPOConfig, GRPOTrainer, accuracy_reward,
 
 TRAINERS = {"ours": (GRPOTrainer, GRPOConfig), "trl": (TRLGRPOTrainer, TRLGRPOConfig)}
 REWARDS = [accuracy_reward, think_answer_format_reward]
-WARM_UP_GOAL = 0.36  # greedy accuracy on the validation problems at which the warm-up ends
+WARM_UP_GOAL = 0.43  # greedy accuracy on the validation problems at which the warm-up ends
 MAX_WARM_UP_STEPS = 600
 
 console = Console(markup=False)
@@ -164,7 +164,7 @@ def warm_up(path: Path, splits: Splits, seed: int) -> int:
             **common_arguments(path, seed),
             max_steps=MAX_WARM_UP_STEPS,
             per_device_train_batch_size=32,
-            learning_rate=1e-3,
+            learning_rate=1.5e-3,
             warmup_steps=20,
             completion_only_loss=True,
         ),
@@ -195,7 +195,7 @@ def make_grpo_trainer(kind: str, warm_model: Path, splits: Splits, output_dir: P
             per_device_train_batch_size=128,  # 16 prompts
             num_generations=8,
             max_completion_length=MAX_COMPLETION_LENGTH,
-            learning_rate=1e-3,
+            learning_rate=1.5e-3,
             warmup_steps=5,
             logging_steps=10,
         ),
