@@ -6,8 +6,7 @@ from fractions import Fraction
 
 import pytest
 
-from trl_grpo_ext.rewards.notation import normalise
-from trl_grpo_ext.rewards.numeric import parse_quantity, same_quantity
+from trl_grpo_ext.rewards.numeric import normalise, parse_quantity, same_quantity
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def test_step_headings(text, steps):
         ("Use, e.g. 4, i.e. Mr. Fox vs. Dr. No. Done.", ["Use, e.g. 4, i.e. Mr. Fox vs. Dr. No.", "Done."]),
         ("Say approx. five. See (cf. Fig. 3). End", ["Say approx. five.", "See (cf. Fig. 3).", "End"]),
         ("1. First this.\n2. Then that.", ["1. First this.", "2. Then that."]),
-        ("Wait... what?! He said \"no.\" So (yes.) End $x.$ Z", None),
+        ('Wait... what?! He said "no." So (yes.) End $x.$ Z', None),
         ("先算三。再算四！“好。”完", ["先算三。", "再算四！", "“好。”", "完"]),
         ("no stop\n\nnext", ["no stop", "next"]),
     ],
@@ -100,7 +100,9 @@ def test_find_splitter():
     assert find_splitter("lines") is split_lines
     own = SplitAt("|")
     assert find_splitter(own) is own
-    with pytest.raises(ValueError, match=r"splitter='paragraphs'.*'blank_lines', 'lines', 'step_headings', 'sentences'"):
+    with pytest.raises(
+        ValueError, match=r"splitter='paragraphs'.*'blank_lines', 'lines', 'step_headings', 'sentences'"
+    ):
         find_splitter("paragraphs")
 
 
@@ -108,7 +110,7 @@ def test_find_splitter():
 def test_any_text_gives_ordered_spans_in_time(splitter):
     # Quadratic matching would take hours on these, not a second.
     n = 300_000
-    for unit in ("\n", " ", "\n \n", ".", ". ", "1. ", "a. ", "!", "。", "step ", "Step 1", "Step 1:\n", "*", "#", "\r", "<",
+    for unit in ("\n", " ", "\n \n", ".", ". ", "1. ", "a. ", "!", "。", "step ", "Step 1", "Step 1:\n", "*", "#", "\r", "<",  # noqa: E501
                  "<step>", "e.g. ", "\x00", "\ud800", ".)", "\u2028", "x"):  # fmt: skip
         text = unit * (n // len(unit)) + "x"
         end = 0

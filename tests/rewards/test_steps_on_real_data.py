@@ -150,7 +150,7 @@ def test_every_step_boundary_is_found_and_mapped_to_its_token(
 
 
 def sampled(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
-    """The text in other tokens than the tokenizer would choose: every third is broken into its characters (or bytes)."""
+    """The text in other tokens than the tokenizer would choose: every third is broken into characters (or bytes)."""
     tokens = tokenizer.tokenize(text)
     broken = [piece for i, token in enumerate(tokens) for piece in ([token] if i % 3 else token)]
     return [int(token_id) for token_id in tokenizer.convert_tokens_to_ids(broken)]

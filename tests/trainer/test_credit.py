@@ -28,7 +28,7 @@ def worth(completion_ids, **kwargs):
 def experience_of(trainer):
     """What one generation of the trainer's first two prompts is trained on, and its log."""
     rows = [{"prompt": p} for p in ("ab", "question") for _ in range(3)]
-    metrics = trainer._metrics["train"]
+    metrics = trainer._metrics
     made = trainer._maker.make(rows, trainer.state, 0, metrics, trainer._clock)
     return made, metrics.flush(trainer.accelerator)
 

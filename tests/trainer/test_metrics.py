@@ -44,7 +44,10 @@ def test_every_name_of_trl_is_logged(
         return {name for entry in run.state.log_history if f"{prefix}loss" in entry for name in entry}
 
     assert names("", trl_trainer) - names("", trainer) == set()
-    assert names("", trainer) - names("", trl_trainer) == OURS | {"frac_completions_skipped", "rewards/token_sum/failed"}
+    assert names("", trainer) - names("", trl_trainer) == OURS | {
+        "frac_completions_skipped",
+        "rewards/token_sum/failed",
+    }
     evaluated = [{n for e in run.state.log_history if "eval_reward" in e for n in e} for run in (trl_trainer, trainer)]
     # An evaluation here samples and scores. TRL also runs the loss on what it sampled, whose value, advantages times a
     # ratio of 1, says nothing about the policy, and whose cost is another forward pass or two. Tokens are counted where

@@ -31,12 +31,12 @@ from trl_grpo_ext.rewards.outcome import as_number, short
 
 # Reward functions, which take no options
 _FUNCTIONS = {
+    "accuracy": "trl_grpo_ext.rewards.accuracy:accuracy_reward",
     "think_answer_format": "trl_grpo_ext.rewards.format:think_answer_format_reward",
     "think_format": "trl_grpo_ext.rewards.format:think_format_reward",
 }
 # What makes reward functions out of options
 _MAKERS = {
-    "accuracy": "trl_grpo_ext.rewards.accuracy:AccuracyReward",
     "combine": "trl_grpo_ext.rewards.registry:_combine",
     "cosine_length": "trl_grpo_ext.rewards.length:CosineLengthReward",
     "format": "trl_grpo_ext.rewards.format:FormatReward",

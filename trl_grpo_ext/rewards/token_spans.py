@@ -175,7 +175,7 @@ class _Alignment:
         ids = [self.ids[waiting] for waiting in self._waiting]
         before, window = self._decoder.decode(self._context), self._decoder.decode(self._context + ids)
         gained = window[len(before) + self._shown :]
-        complete = os.path.commonprefix([gained, self._text[self._at : self._at + len(gained)]])
+        complete = os.path.commonprefix([gained, self._text[self._at : self._at + len(gained)]])  # noqa: RUF071 (characters are meant)
         alone = self._decoder.decode(ids)[self._shown :]
         if window.startswith(before) and self._fits(gained):
             self._settle(position, gained)
