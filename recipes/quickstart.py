@@ -8,7 +8,7 @@ form `<think>..</think><answer>..</answer>`, and the right answer. From there on
 
 Hardware: any CPU (it uses one core), or a GPU if there is one. No network.
 Time: 2.5 to 3 minutes on one core of a small virtual machine.
-Expect: held-out greedy accuracy from about 50 % to 80-95 % (seeds 0 and 1: 46 to 83 %, 55 to 96 %).
+Expect: held-out greedy accuracy from about 50 % to 80-95 % (seeds 0, 1, 2: 46 to 83, 55 to 96, 53 to 91 %).
 """
 
 from __future__ import annotations
