@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
-from trl_grpo_ext.rewards.marks import row_wise
+from trl_grpo_ext.rewards.marks import quick, row_wise
 from trl_grpo_ext.rewards.text import completion_text
 
 Tag: TypeAlias = "str | Sequence[str]"  # a name, or the two delimiters themselves
@@ -21,6 +21,7 @@ Tag: TypeAlias = "str | Sequence[str]"  # a name, or the two delimiters themselv
 _TAG_NAME = re.compile(r"[A-Za-z_][\w.-]*")
 
 
+@quick
 @row_wise
 class FormatReward:
     """1.0 for a completion made of the given blocks, else 0.0.
@@ -85,6 +86,7 @@ class FormatReward:
         return has_text_after if self.text_after else not (self.strict and has_text_after)
 
 
+@quick
 @row_wise
 class TagCountReward:
     """Partial credit for a format that is still to be learnt: the share of the delimiters that occur exactly once.
@@ -119,6 +121,7 @@ class TagCountReward:
         return [sum(text.count(delimiter) == 1 for delimiter in delimiters) / len(delimiters) for text in texts]
 
 
+@quick
 @row_wise
 def think_answer_format_reward(
     completions: Sequence[Any], prompts: Sequence[Any] | None = None, **kwargs: Any
@@ -140,6 +143,7 @@ def think_answer_format_reward(
     return FormatReward(("think", "answer"))(completions, prompts)
 
 
+@quick
 @row_wise
 def think_format_reward(completions: Sequence[Any], prompts: Sequence[Any] | None = None, **kwargs: Any) -> list[float]:
     """1.0 for a completion that is `<think>..</think>` and an answer after it, else 0.0.

@@ -28,6 +28,20 @@ def in_process(reward: Reward) -> Reward:
     return reward
 
 
+def quick(reward: Reward) -> Reward:
+    """Say that a function is linear in the text and takes less time than telling a worker would.
+
+    It is called in the training process. As a part of something else (see `combine`) it goes where that goes.
+    """
+    reward.reward_is_quick = True  # type: ignore[attr-defined]
+    return reward
+
+
+def is_quick(reward: Any) -> bool:
+    """Whether it was marked so."""
+    return bool(getattr(reward, "reward_is_quick", False))
+
+
 def is_row_wise(reward: Any) -> bool:
     """Whether it was marked so, or is one of TRL's own."""
     module = getattr(reward, "__module__", "") or ""

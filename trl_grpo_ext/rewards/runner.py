@@ -22,7 +22,7 @@ from trl.trainer.utils import is_async_callable
 
 from trl_grpo_ext.rewards.awaiting import AsyncCaller
 from trl_grpo_ext.rewards.batch import RewardBatch
-from trl_grpo_ext.rewards.marks import is_in_process, is_row_wise
+from trl_grpo_ext.rewards.marks import is_in_process, is_quick, is_row_wise
 from trl_grpo_ext.rewards.outcome import Outcome, call_reward
 from trl_grpo_ext.rewards.pool import WorkerPool, pickled
 
@@ -81,7 +81,7 @@ class RewardRunner:
             return
         blobs = {}
         for k, function in enumerate(self._functions):
-            if not is_in_process(function) and not is_async_callable(function):
+            if not is_in_process(function) and not is_quick(function) and not is_async_callable(function):
                 blob = pickled(function)
                 if blob is None:
                     self._say_in_process(k, "it cannot be pickled, or is larger than 1 MB so")
