@@ -310,10 +310,13 @@ def forwards(model):
 
 
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("adapter", [False, True])
-def test_thin_products_are_the_same_at_any_number_of_rows(bias, adapter):
-    model = twins(bias)[1] if adapter else Net(bias)
-    layer = proj(model) if adapter else model.proj
+@pytest.mark.parametrize("adapter", ["none", "merged", "beside"])
+def test_thin_products_are_the_same_at_any_number_of_rows(monkeypatch, bias, adapter):
+    monkeypatch.setattr(fused, "_MERGED_BYTES", 4 * IN * OUT - (adapter == "beside"))  # the size of the one weight
+    model = Net(bias) if adapter == "none" else twins(bias)[1]
+    layer = model.proj if adapter == "none" else proj(model)
+    weights = {name: weight.clone() for name, weight in model.state_dict().items()}
+    adds = count_additions(monkeypatch)
     torch.manual_seed(2)
     for count in (1, 2, 3, 7, 8, 9, 16, 17, 95, 96, 97, 150):
         x = torch.randn(count, IN)
@@ -326,6 +329,37 @@ def test_thin_products_are_the_same_at_any_number_of_rows(bias, adapter):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(folded, expected[None, :, None], rtol=1e-5, atol=1e-6)
         assert found.is_contiguous()
+    assert len(adds) == (12 if adapter == "merged" else 0)  # once for each `with`, and not for each product
+    assert all(torch.equal(weight, weights[name]) for name, weight in model.state_dict().items())
+
+
+def count_additions(monkeypatch):
+    """Of adapters to copies of weights: the calls of `torch.addmm` for matrices."""
+    calls = []
+    addmm = torch.addmm
+
+    def count(weight, *args, **kwargs):
+        calls.extend([1] * ("alpha" in kwargs))
+        return addmm(weight, *args, **kwargs)
+
+    monkeypatch.setattr(torch, "addmm", count)
+    return calls
+
+
+def test_half_precision_is_not_merged(monkeypatch):
+    # 1 + 2^-10 is 1 in bfloat16: an adapter this small would vanish in a copy of the weight
+    _, model = twins(bias=False, dtype=torch.bfloat16, adapter_dtype=False, r=1, lora_alpha=1)
+    layer = proj(model)
+    x = torch.tensor([[1.0, -1.0, 1.0, -1.0, 1.0, -1.0]], dtype=torch.bfloat16)
+    adds = count_additions(monkeypatch)
+    with torch.no_grad():
+        layer.base_layer.weight.fill_(1.0)
+        layer.lora_A["default"].weight.copy_(x)
+        layer.lora_B["default"].weight.fill_(2.0**-10)
+        with thin_products(model):
+            out = model(x)
+    assert not adds
+    assert torch.equal(out, torch.full((1, OUT), 6 * 2.0**-10, dtype=torch.bfloat16))  # base 1 - 1 + ... = 0
 
 
 @pytest.mark.parametrize("fuse", [False, True])
