@@ -19,9 +19,10 @@ from trl_grpo_ext.config import GRPOConfig
 from trl_grpo_ext.config_checks import InvalidConfigError
 from trl_grpo_ext.config_rules import CHOICES, REFUSED, RULES
 
-OWN_FIELDS = {"kl_estimator", "kl_in_reward", "attention_packing", "advantage_estimator"} | {
-    f"reward_{name}" for name in ("timeout", "memory_mb", "workers", "concurrency", "max_failure_rate")
-}
+OWN_FIELDS = {"kl_estimator", "kl_in_reward", "attention_packing", "advantage_estimator", "num_generations_max"} | {
+    "dynamic_sampling", "dynamic_sampling_max_rounds",
+    *(f"reward_{name}" for name in ("timeout", "memory_mb", "workers", "concurrency", "max_failure_rate")),
+}  # fmt: skip
 FIELDS_OF_TRL = set(
     "num_generations max_completion_length temperature top_p top_k min_p repetition_penalty beta epsilon epsilon_high "
     "delta num_iterations steps_per_generation generation_batch_size loss_type scale_rewards importance_sampling_level "

@@ -68,6 +68,19 @@ class GRPOConfig(_BaseConfig):
     num_generations: int = _help(
         "Completions to sample per prompt (the group size G). The generation batch must be divisible by it.", 8
     )
+    num_generations_max: int | None = _help(
+        "Adaptive group size: a group whose rewards are all equal draws more completions, up to so many in all, until "
+        "they differ. If unset, every group has `num_generations`.",
+        None,
+    )
+    dynamic_sampling: bool = _help(
+        "Whether a prompt whose group's rewards are all equal is replaced by another one of train_dataset, drawn at "
+        "random (DAPO, arXiv:2503.14476 §3.2).",
+        False,
+    )
+    dynamic_sampling_max_rounds: int = _help(
+        "How many times prompts are replaced in one generation before the rest are given up as silent.", 5
+    )
     num_generations_eval: int | None = _help(
         "Completions to sample per prompt during evaluation. If unset, `num_generations`.", None
     )

@@ -53,7 +53,7 @@ def value_problems(config: GRPOConfig) -> list[str]:
     problems = [problem for rule in RULES if (problem := rule.problem(getattr(config, rule.field))) is not None]
     for field, allowed in CHOICES.items():
         problems += _choice_problem(field, getattr(config, field), allowed)
-    for check in (_reward_weights, _kl_in_reward, _estimator, _both_generation_sizes):
+    for check in (_reward_weights, _kl_in_reward, _estimator, _resampling, _both_generation_sizes):
         problems += check(config)
     return problems
 
@@ -129,6 +129,23 @@ def _estimator(config: GRPOConfig) -> Iterator[str]:
         yield (
             "kl_in_reward=True must not come with advantage_estimator='remax': the greedy completion that is its "
             "baseline is not charged for its KL. Set kl_in_reward=False."
+        )
+
+
+def _resampling(config: GRPOConfig) -> Iterator[str]:
+    most = config.num_generations_max
+    fields = [RULE_OF[name].problem(getattr(config, name)) for name in ("num_generations", "num_generations_max")]
+    if most is not None and fields == [None, None] and most < config.num_generations:
+        yield (
+            f"num_generations_max={most} must be at least num_generations={config.num_generations}: it is what a group "
+            "may grow to. Raise it, or leave it unset."
+        )
+    asked = [f"num_generations_max={most}"] * (most is not None) + ["dynamic_sampling=True"] * config.dynamic_sampling
+    if asked and config.advantage_estimator in ("remax", "reinforce"):
+        yield (
+            f"{' and '.join(asked)} must not come with advantage_estimator={config.advantage_estimator!r}: with its "
+            "baseline a group of equal rewards has a gradient, and need not be drawn on. Leave them unset, or set "
+            "advantage_estimator='group', 'rloo' or 'raft'."
         )
 
 

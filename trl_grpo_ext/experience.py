@@ -16,17 +16,31 @@ ROW_FILL = 512
 
 @dataclass(slots=True)
 class Experience:
-    """One generation: `B = P * G` completions with everything the update needs. Tensors are on the CPU."""
+    """One generation: `B` completions with everything the update needs. Tensors are on the CPU.
+
+    The first `P * G` are G completions of each prompt; groups that were drawn on have more behind those.
+    """
 
     prompt_ids: list[list[int]]  # P
+    prompt_of: list[int]  # B, which of the prompts
     completion_ids: list[list[int]]  # B
-    num_generations: int
+    num_generations: int  # G
     old_logps: torch.Tensor  # (B, C)
     ref_logps: torch.Tensor | None  # (B, C)
     advantages: torch.Tensor  # (B,), or (B, C) with process supervision
     in_loss: torch.Tensor  # (B,) bool; False for truncated completions that are masked
     slice_tokens: float  # tokens in the loss, all processes', per process and micro-step: of TRL's num_items_in_batch
     generated_at: int  # global step whose policy drew it
+
+    def of_slices(self, slices: range, size: int) -> list[int]:
+        """Completions that micro-batches `slices` of `size` completions serve.
+
+        What a group has beyond its first G completions goes with the last one of those.
+        """
+        regular = len(self.prompt_ids) * self.num_generations
+        own = list(range(slices.start * size, slices.stop * size))
+        beyond = range(regular, len(self.completion_ids))
+        return own + [i for i in beyond if ((self.prompt_of[i] + 1) * self.num_generations - 1) // size in slices]
 
     def state_dict(self) -> dict[str, Any]:
         """Plain containers and tensors, for `torch.save` and `torch.load(weights_only=True)`."""
@@ -67,13 +81,13 @@ class StepBatch:
     fresh: list[bool] = field(default_factory=list)
     slice_tokens: list[float] = field(default_factory=list)
 
-    def add(self, experience: Experience, indices: range) -> None:
+    def add(self, experience: Experience, indices: Sequence[int]) -> None:
         """Add these completions of a generation."""
         first_prompt = len(self.prompt_ids)
         self.prompt_ids += experience.prompt_ids
         groups: dict[int, list[int]] = {}
         for i in indices:
-            prompt = first_prompt + i // experience.num_generations
+            prompt = first_prompt + experience.prompt_of[i]
             groups.setdefault(prompt, []).append(len(self.completion_ids))
             self.prompt_of.append(prompt)
             length = len(experience.completion_ids[i])

@@ -1,12 +1,9 @@
-"""The same layers in fewer passes over memory.
+"""Linear layers in fewer passes over memory.
 
 LoRA: `y = x W^T + b + s (x A^T) B^T`, accumulated in place. PEFT computes the branch, scales it and adds it, each of
 which reads and writes a whole activation, and asks some twenty questions in Python first: on a decode step of a few
 rows that is more time than the branch's products take. Anything out of the ordinary (several adapters, DoRA, dropout,
 merged weights, quantized or cast layers, autocast) is PEFT's as before.
-
-`gelu_new` (GPT-2, Phi, ...): transformers writes the tanh approximation of GELU out as seven elementwise operations and
-keeps five activations for the backward; PyTorch has it as one function that keeps its input.
 
 Decode steps of few rows on a CPU: `W x^T` instead of `x W^T`; and of small models, whose time goes into the number of
 operations: one product with a copy of the weights that has the adapter in it (`thin_products`).
@@ -24,8 +21,9 @@ from typing import Any, cast
 import torch
 from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import nn
-from torch.nn.functional import gelu, linear, pad
-from transformers.activations import NewGELUActivation
+from torch.nn.functional import linear, pad
+
+from .elementwise import fuse_elementwise
 
 # Decode steps of up to so many rows run as `W x^T` on a CPU, which MKL does faster than `x W^T`: for 24 rows and 100 MB
 # of weights on two cores 17 ms against 21, for 48 rows 24 against 35, for 2 rows 7 against 14. Above 8 rows it is fast
@@ -123,17 +121,12 @@ def _peft_forward(module: LoraLinear, x: torch.Tensor, *args: Any, **kwargs: Any
     return out
 
 
-def _fused_gelu(self: NewGELUActivation, x: torch.Tensor) -> torch.Tensor:
-    return gelu(x, approximate="tanh")
-
-
 def fuse_layers(model: nn.Module) -> None:
-    """Let the layers of `model` that this module knows compute in fewer passes. Idempotent."""
+    """Let the layers of `model` that this module and `elementwise.py` know compute in fewer passes. Idempotent."""
+    fuse_elementwise(model)
     for module in model.modules():
         if type(module) is LoraLinear and type(module.base_layer) is nn.Linear and not module.fan_in_fan_out:
             module.forward = types.MethodType(_fused_forward, module)  # type: ignore[method-assign]
-        elif type(module) is NewGELUActivation:
-            module.forward = types.MethodType(_fused_gelu, module)  # type: ignore[method-assign]
 
 
 @contextmanager

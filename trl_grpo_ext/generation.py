@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,22 +23,12 @@ from .experience import Experience, MicroBatch, StepBatch
 from .metrics import CompletionLog, MetricLog, StepClock, length_metrics, reward_metrics
 from .objective import kl_penalised_rewards
 from .policy import AdapterOff, Snapshot, TokenScores
-from .rewards import RewardScorer, Scores, SpanDecoder
-from .rollout import GroupSampler, Rollouts
+from .resampling import Resampled, Resampler
+from .rewards import RewardScorer, SpanDecoder
+from .rollout import GroupSampler
+from .scored import Scored
 
 Row = dict[str, Any]
-
-
-@dataclass(slots=True)
-class Scored:
-    """Rollouts with their rewards, and prompts and completions as rewards saw them."""
-
-    rollouts: Rollouts
-    scores: Scores
-    prompts: list[Any]
-    completions: list[Any]
-    prefills: list[str]
-    seconds: dict[str, float]  # "rollout", "reward"
 
 
 @dataclass
@@ -56,7 +47,9 @@ class ExperienceMaker:
     prompt_limit: int | None  # tokens
     packed: bool
     completion_log: CompletionLog
-    _extras: dict[str, list[Any]] = field(default_factory=dict)  # columns that rewards logged with the latest rollouts
+    further_prompts: Dataset | IterableDataset | None = None  # where dynamic sampling draws from
+    _credit: CreditAssigner = field(init=False)
+    _resampler: Resampler = field(init=False)
 
     def __post_init__(self) -> None:
         self._credit = CreditAssigner(
@@ -67,6 +60,9 @@ class ExperienceMaker:
             self.reward_scorer.judges_steps,
             SpanDecoder(self.encoder.tokenizer),
         )
+        data = self.further_prompts if isinstance(self.further_prompts, Dataset) else None
+        judging = self.reward_weights * ~self.reward_scorer.judges_steps
+        self._resampler = Resampler(self.args, judging, data, self.accelerator.process_index)
 
     def roll_out(
         self,
@@ -75,10 +71,17 @@ class ExperienceMaker:
         *,
         state: TrainerState,
         noise_step: int,
-        first_prompt_index: int,
+        prompt_indices: Sequence[int],
+        first_completion_index: int = 0,
+        may_stop: bool = True,
         greedy: bool = False,
     ) -> Scored:
-        """Completions of these rows' prompts, and their rewards."""
+        """Completions of these rows' prompts, and their rewards.
+
+        Args:
+            prompt_indices, first_completion_index: Key of the noise, as in `GroupSampler.generate`.
+            may_stop: Whether a reward that fails on too many of these completions stops the run.
+        """
         started = time.perf_counter()
         encoded = [self.encoder.encode(row["prompt"]) for row in rows]
         for row, prompt in zip(rows, encoded, strict=True):
@@ -93,7 +96,8 @@ class ExperienceMaker:
                 num_generations,
                 seed=self.args.seed,
                 step=noise_step,
-                first_prompt_index=first_prompt_index,
+                prompt_indices=prompt_indices,
+                first_completion_index=first_completion_index,
                 greedy=greedy,
             )
         generated = time.perf_counter()
@@ -110,9 +114,23 @@ class ExperienceMaker:
             trainer_state=state,
             step=state.global_step,
             prefills=prefills,
+            may_stop=may_stop,
         )
-        seconds = {"rollout": generated - started, "reward": time.perf_counter() - generated}
-        return Scored(rollouts, scores, prompts, completions, prefills, seconds)
+        extras, logged = self.reward_scorer.pop_logged()
+        return Scored(
+            prompt_ids=rollouts.prompt_ids,
+            prompt_of=[p for p in range(len(rows)) for _ in range(num_generations)],
+            completion_ids=rollouts.completion_ids,
+            logps=rollouts.logps,
+            finish_reasons=rollouts.finish_reasons,
+            scores=scores,
+            prompts=prompts,
+            completions=completions,
+            prefills=prefills,
+            extras=extras,
+            logged=logged,
+            seconds={"rollout": generated - started, "reward": time.perf_counter() - generated},
+        )
 
     def make(
         self, rows: list[Row], state: TrainerState, drawn: int, metrics: MetricLog, clock: StepClock
@@ -126,22 +144,33 @@ class ExperienceMaker:
         generations, processes = self.args.num_generations, self.accelerator.num_processes
         prompts = rows[::generations]
         first = drawn * processes + self.accelerator.process_index * len(prompts)
-        scored = self.roll_out(
-            prompts, generations, state=state, noise_step=state.global_step, first_prompt_index=first
+        indices = list(range(first, first + len(prompts)))
+        draw = partial(self.roll_out, state=state, noise_step=state.global_step)
+        drawn_first = self.roll_out(
+            prompts, generations, state=state, noise_step=state.global_step, prompt_indices=indices
         )
-        rollouts = scored.rollouts
-        clock.spend("rollout", scored.seconds["rollout"])
-        clock.spend("reward", scored.seconds["reward"])
-        state.num_input_tokens_seen += self.record([scored], metrics)
+        resampled = Resampled(drawn_first, [])
+        if self._resampler.is_on:
+            # A draw of a few completions says little about a reward's failures: the first draw decides
+            few = partial(draw, may_stop=False)
+            resampled = self._resampler.resample(drawn_first, prompts, indices, state.global_step, few)
+        for some in (drawn_first, *resampled.further):
+            clock.spend("rollout", some.seconds["rollout"])
+            clock.spend("reward", some.seconds["reward"])
+        # Lengths and rewards of the first draw: what the policy does on the data's own prompts, nothing selected
+        state.num_input_tokens_seen += self.record([drawn_first], metrics, resampled.further)
         metrics.latest("num_tokens", state.num_input_tokens_seen)
+        self._record_resampling(resampled, metrics)
+        scored = resampled.scored
 
-        kept = [reason == "eos" or not self.args.mask_truncated_completions for reason in rollouts.finish_reasons]
-        tokens = sum(length for length, keep in zip(rollouts.lengths, kept, strict=True) if keep)
+        kept = [reason == "eos" or not self.args.mask_truncated_completions for reason in scored.finish_reasons]
+        tokens = sum(len(ids) for ids, keep in zip(scored.completion_ids, kept, strict=True) if keep)
         experience = Experience(
-            prompt_ids=rollouts.prompt_ids,
-            completion_ids=rollouts.completion_ids,
+            prompt_ids=scored.prompt_ids,
+            prompt_of=scored.prompt_of,
+            completion_ids=scored.completion_ids,
             num_generations=generations,
-            old_logps=rollouts.logps,
+            old_logps=scored.logps,
             ref_logps=None,
             advantages=torch.zeros(len(kept)),
             in_loss=torch.tensor(kept),
@@ -153,12 +182,12 @@ class ExperienceMaker:
         penalty = self._kl_penalty(experience, scored.scores.rewards, metrics) if self.args.kl_in_reward else None
         greedy = None
         if self.args.advantage_estimator == "remax":
-            baseline = self.roll_out(prompts, 1, state=state, noise_step=0, first_prompt_index=first, greedy=True)
+            baseline = draw(prompts, 1, prompt_indices=indices, greedy=True)
             greedy = baseline.scores.rewards
             clock.spend("rollout", baseline.seconds["rollout"])
             clock.spend("reward", baseline.seconds["reward"])
         experience.advantages, zero_std, logged = self._credit.assign(
-            scored.scores, rollouts.completion_ids, scored.prefills, penalty=penalty, greedy=greedy
+            scored.scores, scored.completion_ids, scored.prompt_of, scored.prefills, penalty=penalty, greedy=greedy
         )
         for name, value in {"frac_reward_zero_std": zero_std, **logged}.items():
             metrics.record(name, value)
@@ -179,39 +208,53 @@ class ExperienceMaker:
             if own:
                 first = count + rank * per_process
                 # The same noise at every evaluation, whatever the step
-                scored.append(self.roll_out(own, generations, state=state, noise_step=0, first_prompt_index=first))
+                indices = range(first, first + len(own))
+                scored.append(self.roll_out(own, generations, state=state, noise_step=0, prompt_indices=indices))
             count += len(rows)
         # Once, so that every completion weighs the same: a mean over batches would favour those of the last, short one
         self.record(scored, metrics)
         return count
 
-    def record(self, batches: Sequence[Scored], metrics: MetricLog) -> int:
+    def record(self, batches: Sequence[Scored], metrics: MetricLog, further: Sequence[Scored] = ()) -> int:
         """Log lengths and rewards of all processes' completions; tokens of prompts and completions together.
 
-        A process that has nothing takes part with an empty list.
+        A process that has nothing takes part with an empty list. Of `further` draws only tokens and failures count.
         """
-        own: list[tuple[int, int, bool, list[float], list[bool]]] = []
+        own: list[tuple[int, bool, list[float]]] = []
         for scored in batches:
-            rollouts = scored.rollouts
-            prompt_lengths = [len(ids) for ids in rollouts.prompt_ids for _ in range(rollouts.num_generations)]
-            ended = [reason == "eos" for reason in rollouts.finish_reasons]
-            own += zip(prompt_lengths, rollouts.lengths, ended, *scored.scores.columns(), strict=True)
-        everyone = gather_object(own)
-        prompts, lengths, stops, rewards, failed = zip(*everyone, strict=True)
+            ended = [reason == "eos" for reason in scored.finish_reasons]
+            own += zip(map(len, scored.completion_ids), ended, scored.scores.rewards.tolist(), strict=True)
+        lengths, stops, rewards = zip(*gather_object(own), strict=True)
         for name, value in length_metrics(torch.tensor(lengths), torch.tensor(stops)).items():
             metrics.record(name, value)
         names = self.reward_scorer.names
         for name, value in reward_metrics(torch.tensor(rewards), names, self.reward_weights).items():
             metrics.record(name, value)
-        for name, count in zip(names, torch.tensor(failed).sum(dim=0).tolist(), strict=True):
-            metrics.record(f"rewards/{name}/failed", count)
-        extras, values = self.reward_scorer.pop_logged()
-        self._extras = extras
+        drawn = [(some.num_tokens, some.scores.failed.sum(dim=0).tolist()) for some in (*batches, *further)]
+        tokens, failed = zip(*gather_object(drawn), strict=True)
+        for k, name in enumerate(names):
+            metrics.record(f"rewards/{name}/failed", sum(counts[k] for counts in failed))
+        values: dict[str, list[float]] = {}
+        for scored in batches:
+            for name, logged in scored.logged.items():
+                values.setdefault(name, []).extend(logged)
         # Not every process has logged every metric, nor the same number of times
         for name in sorted(set(gather_object(list(values)))):
-            logged = gather_object(values.get(name, []))
-            metrics.record(name, sum(logged) / len(logged))
-        return sum(prompts) + sum(lengths)
+            everywhere = gather_object(values.get(name, []))
+            metrics.record(name, sum(everywhere) / len(everywhere))
+        return sum(tokens)
+
+    def _record_resampling(self, resampled: Resampled, metrics: MetricLog) -> None:
+        """What was drawn beyond the first draw, and what came of it; sums over all processes."""
+        if not self._resampler.is_on:
+            return
+        everywhere = gather_object([resampled.counts])
+        counts = {name: sum(own[name] for own in everywhere) for name in resampled.counts}
+        groups = counts.pop("groups")
+        for when in ("before", "after"):
+            metrics.record(f"resampling/frac_silent_{when}", counts.pop(f"silent_{when}") / groups)
+        for name, value in counts.items():
+            metrics.record(name, value)
 
     @torch.no_grad()
     def _reference_logps(self, experience: Experience) -> torch.Tensor:
@@ -258,8 +301,8 @@ class ExperienceMaker:
         )
         prompts, completions, rewards, gathered = zip(*gather_object(own), strict=True)
         nothing = [None] * len(own)
-        names = sorted(set(gather_object(list(self._extras))))
-        extras = {name: gather_object(self._extras.get(name, nothing)) for name in names}
+        names = sorted(set(gather_object(list(scored.extras))))
+        extras = {name: gather_object(scored.extras.get(name, nothing)) for name in names}
         by_name = {name: [row[k] for row in rewards] for k, name in enumerate(self.reward_scorer.names)}
         self.completion_log.update(list(prompts), list(completions), by_name, list(gathered), extras)
 
@@ -268,5 +311,5 @@ def _of_completions(advantages: torch.Tensor, scored: Scored) -> list[float]:
     """One number per completion, for the log: of advantages of tokens the mean."""
     if advantages.dim() == 1:
         return advantages.tolist()
-    lengths = torch.tensor(scored.rollouts.lengths)
+    lengths = torch.tensor([len(ids) for ids in scored.completion_ids])
     return (advantages.sum(dim=1) / lengths.clamp(min=1)).tolist()

@@ -162,12 +162,17 @@ def named_datasets(
     return named
 
 
-def check_size(dataset: Dataset | IterableDataset, args: GRPOConfig) -> None:
+def check_train_dataset(dataset: Dataset | IterableDataset, args: GRPOConfig) -> None:
     """Refuse a dataset that does not fill one generation, of which training would silently do nothing.
 
     Raises:
-        ValueError: says how many prompts there are, and how many it takes.
+        ValueError: says how many prompts there are, and how many it takes; and for `dynamic_sampling` on a stream.
     """
+    if args.dynamic_sampling and isinstance(dataset, IterableDataset):
+        raise ValueError(
+            "dynamic_sampling=True needs a train_dataset that can be indexed, as further prompts are drawn from it at "
+            "random; it is an IterableDataset. Load it without streaming, or set dynamic_sampling=False."
+        )
     prompts = cast(int, args.generation_batch_size) // args.num_generations
     if isinstance(dataset, Dataset) and len(dataset) < prompts:
         raise ValueError(
@@ -236,7 +241,11 @@ def make_rewards(
     processing_classes: PreTrainedTokenizerBase | list[PreTrainedTokenizerBase] | None,
     args: GRPOConfig,
 ) -> tuple[RewardScorer, torch.Tensor]:
-    """The scorer of all rewards, and their weights, `(K,)`."""
+    """The scorer of all rewards, and their weights, `(K,)`.
+
+    Raises:
+        ValueError: if groups are to be drawn on and no reward judges whole completions.
+    """
     scorer = RewardScorer(
         reward_funcs,
         processing_classes=processing_classes,
@@ -247,6 +256,13 @@ def make_rewards(
         max_failure_rate=args.reward_max_failure_rate,
         failures_file=Path(str(args.output_dir)) / "reward_failures.jsonl",
     )
+    asked = [f"num_generations_max={args.num_generations_max}"] * (args.num_generations_max is not None)
+    asked += ["dynamic_sampling=True"] * args.dynamic_sampling
+    if asked and bool(scorer.judges_steps.all()):
+        raise ValueError(
+            f"{' and '.join(asked)} cannot be used with step rewards alone: whether a group has a signal is decided by "
+            "the rewards of whole completions. Add one of those, or leave the fields unset."
+        )
     return scorer, reward_weights(args.reward_weights, scorer.names)
 
 
@@ -279,8 +295,10 @@ def group_order(args: GRPOConfig) -> dict[str, Any]:
     }
 
 
-def grouped_stream(data: IterableDataset, args: GRPOConfig) -> IterableDataset:
-    """A stream in the order of `GroupOrder`. Its rows are not tensors, so every process reads its own."""
+def grouped_stream(data: Dataset | IterableDataset, args: GRPOConfig) -> Dataset | IterableDataset:
+    """A stream in the order of `GroupOrder`, every process reading its own (rows are not tensors); or the dataset."""
+    if not isinstance(data, IterableDataset):
+        return data
     cast(AcceleratorConfig, args.accelerator_config).dispatch_batches = False
     if args.dataloader_num_workers:
         logger.warning(

@@ -48,7 +48,7 @@ from .startup import (
     EvalDataset,
     as_dict,
     check_all_prompts,
-    check_size,
+    check_train_dataset,
     choose_packing,
     group_order,
     grouped_stream,
@@ -122,7 +122,7 @@ class GRPOTrainer(_BaseTrainer):
     ) -> None:
         args = resolve_config(args, model)
         datasets = named_datasets(train_dataset, eval_dataset)
-        check_size(datasets["train_dataset"], args)
+        check_train_dataset(datasets["train_dataset"], args)
         rewards, weights = make_rewards(reward_funcs, reward_processing_classes, args)
         set_seed(args.seed)  # a fresh adapter is drawn at random
         model = load_policy(model, args, quantization_config)
@@ -133,14 +133,11 @@ class GRPOTrainer(_BaseTrainer):
         prompt_limit = check_all_prompts(datasets, encoder, base, longest)
         model = make_trainable(model, args, peft_config)
 
-        if isinstance(train_dataset, IterableDataset):
-            train_dataset = grouped_stream(train_dataset, args)
-
         super().__init__(
             model=model,
             args=args,
             data_collator=identity,
-            train_dataset=train_dataset,
+            train_dataset=grouped_stream(datasets["train_dataset"], args),
             eval_dataset=eval_dataset,
             processing_class=tokenizer,
             callbacks=callbacks,
@@ -178,6 +175,7 @@ class GRPOTrainer(_BaseTrainer):
             prompt_limit=prompt_limit,
             packed=self._packed,
             completion_log=self._completion_log,
+            further_prompts=self.train_dataset,
         )
         base.add_model_tags(self._tag_names)
 
@@ -202,7 +200,7 @@ class GRPOTrainer(_BaseTrainer):
                 self._experience = self._maker.make(take.new_rows, self.state, drawn, self._metrics, self._clock)
                 drawn += len(self._experience.prompt_ids)
             assert self._experience is not None
-            step.add(self._experience, range(take.slices.start * size, take.slices.stop * size))
+            step.add(self._experience, self._experience.of_slices(take.slices, size))
             step.micro_steps += len(take.slices)
         if not step.micro_steps:
             if self.state.global_step == 0:

@@ -21,6 +21,7 @@ from .kl import KL_ESTIMATORS, full_kl, kl_penalised_rewards
 from .loss import LossTerms, grpo_loss
 from .process import mix_advantages, process_advantages, stack_steps
 from .ratio import IMPORTANCE_LEVELS, importance_ratio
+from .signal import groups_with_signal
 from .surrogate import ClipIndicators, clip_indicators, clipped_surrogate
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "combine_rewards",
     "full_kl",
     "group_advantages",
+    "groups_with_signal",
     "grpo_loss",
     "importance_ratio",
     "kl_penalised_rewards",

@@ -29,17 +29,17 @@ class FailureLog:
     def __init__(self, path: Path | None, max_rate: float) -> None:
         self._path, self._max_rate = path, max_rate
 
-    def report(self, name: str, problems: Mapping[int, Problem], batch: RewardBatch) -> None:
+    def report(self, name: str, problems: Mapping[int, Problem], batch: RewardBatch, *, may_stop: bool = True) -> None:
         """Write down the problems of one reward with one batch.
 
         Raises:
-            RewardError: there are more than `max_rate` allows; shows three of them.
+            RewardError: there are more than `max_rate` allows, and `may_stop`; shows three of them.
         """
         if not problems:
             return
         self._append(name, problems, batch)
         count = len(batch.completions)
-        if len(problems) <= self._max_rate * count:
+        if not may_stop or len(problems) <= self._max_rate * count:
             return
         examples = [
             f"- completion {index} of {count}: {problem.message}\n{batch.shown(index)}"

@@ -121,6 +121,7 @@ class RewardScorer:
         step: int,
         trainer_state: Any = None,
         prefills: Sequence[str] | None = None,
+        may_stop: bool = True,
     ) -> Scores:
         """Every reward of every completion.
 
@@ -131,10 +132,11 @@ class RewardScorer:
             trainer_state: passed to the functions.
             prefills: what each completion's text begins with that its prompt wrote already (a `<think>` opened by a
                 chat template), so that reward models do not read it twice. Nothing by default.
+            may_stop: whether too many failures raise; False for a handful of completions, of which a share says little.
 
         Raises:
             ValueError: B differs between the arguments.
-            RewardError: a reward failed on more than `max_failure_rate` of the completions.
+            RewardError: a reward failed on more than `max_failure_rate` of the completions, and `may_stop`.
         """
         ids = [list(completion) for completion in completion_ids]
         written = [""] * len(completions) if prefills is None else list(prefills)
@@ -150,7 +152,7 @@ class RewardScorer:
         failed = torch.zeros(rewards.shape, dtype=torch.bool)
         for k, outcome in enumerate(outcomes):
             failed[k, list(outcome.problems)] = True
-            self._failures.report(self.names[k], outcome.problems, batch)
+            self._failures.report(self.names[k], outcome.problems, batch, may_stop=may_stop)
         steps = {k: outcomes[k].values for k in self.judges_steps.nonzero().flatten().tolist()}
         scores = Scores(rewards.T.contiguous(), failed.T.contiguous(), steps)
         _warn_if_unscored(scores, batch)

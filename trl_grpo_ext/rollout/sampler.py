@@ -89,6 +89,8 @@ class GroupSampler:
         seed: int = 0,
         step: int = 0,
         first_prompt_index: int = 0,
+        prompt_indices: Sequence[int] | None = None,
+        first_completion_index: int = 0,
         **overrides: Any,
     ) -> Rollouts:
         """Draw `num_generations` completions for each prompt.
@@ -98,13 +100,17 @@ class GroupSampler:
             num_generations: G.
             seed, step, first_prompt_index: Key of the noise: completion g of prompt p draws the stream
                 `(seed, step, first_prompt_index + p, g)`, whatever else is in the batch.
+            prompt_indices: P numbers to use instead of `first_prompt_index + p`.
+            first_completion_index: Number of the first completion of each prompt. A second call that begins where the
+                first one ended draws what one call for all of them would have drawn.
             overrides: Fields of `SamplingParams`.
 
         Returns:
             `Rollouts` of `P * G` completions, a prompt's next to each other.
 
         Raises:
-            ValueError: for no prompts, an empty prompt, `num_generations` below 1 or a bad sampling parameter.
+            ValueError: for no prompts, an empty prompt, `num_generations` below 1, `prompt_indices` of another length
+                or a bad sampling parameter.
             FloatingPointError: if the model's logits are NaN: its weights have diverged, or overflowed.
         """
         params = replace(self.params, **overrides)
@@ -118,13 +124,22 @@ class GroupSampler:
                     f"prompt_ids[{index}] has no tokens; a prompt needs at least one (a BOS token will do)"
                 )
         prompts = [list(ids) for ids in prompt_ids]
+        indices = range(first_prompt_index, first_prompt_index + len(prompts))
+        numbers = list(indices if prompt_indices is None else prompt_indices)
+        if len(numbers) != len(prompts):
+            raise ValueError(f"prompt_indices has {len(numbers)} numbers for {len(prompts)} prompts: give one for each")
         size = len(prompts) if self.max_rows is None else max(1, self.max_rows // num_generations)
         completions: list[list[int]] = []
         logps: list[torch.Tensor] = []
         with evaluating(self.model), thin_products(self.model):
             for start in range(0, len(prompts), size):
                 part = prompts[start : start + size]
-                noise = self._noise(params, seed, step, first_prompt_index + start, len(part), num_generations)
+                streams = [
+                    (p, first_completion_index + g)
+                    for p in numbers[start : start + size]
+                    for g in range(num_generations)
+                ]
+                noise = self._noise(params, seed, step, streams)
                 decode = self._decode_shared if self.shared_prompts else self._decode_rows
                 part_completions, part_logps = decode(part, num_generations, params, noise)
                 completions += part_completions
@@ -145,14 +160,11 @@ class GroupSampler:
             num_generations=num_generations,
         )
 
-    def _noise(
-        self, params: SamplingParams, seed: int, step: int, first: int, prompts: int, generations: int
-    ) -> torch.Tensor:
+    def _noise(self, params: SamplingParams, seed: int, step: int, streams: Sequence[tuple[int, int]]) -> torch.Tensor:
         if params.greedy:
-            return torch.empty(prompts * generations, 0, device=self.model.device)
-        rows = [(first + p, g) for p in range(prompts) for g in range(generations)]
-        uniforms = uniform_rows(seed, step, [p for p, _ in rows], [g for _, g in rows], params.max_new_tokens)
-        return uniforms.to(self.model.device)
+            return torch.empty(len(streams), 0, device=self.model.device)
+        prompts, completions = zip(*streams, strict=True)
+        return uniform_rows(seed, step, prompts, completions, params.max_new_tokens).to(self.model.device)
 
     def _decode_shared(
         self, prompts: list[list[int]], num_generations: int, params: SamplingParams, noise: torch.Tensor
