@@ -140,6 +140,8 @@ def test_generation_batch_counts_the_processes(make: Callable[..., GRPOConfig]) 
 BAD_NUMBERS = [
     ("num_generations", [1, 0, -2, 2.0, None, True]),
     ("num_generations_eval", [0, -1]),
+    ("num_generations_max", [1, 2.5, "4"]),
+    ("dynamic_sampling_max_rounds", [0, None, 1.5]),
     ("max_completion_length", [0, None]),
     ("num_iterations", [0]),
     ("per_device_train_batch_size", [0]),
@@ -164,6 +166,8 @@ BAD_NUMBERS = [
 GOOD_NUMBERS = {
     "num_generations": [2, 4],
     "num_generations_eval": [None, 1],
+    "num_generations_max": [None, 8, 100],
+    "dynamic_sampling_max_rounds": [1, 10],
     "max_completion_length": [1],
     "num_iterations": [1, 3],
     "per_device_train_batch_size": [8],
