@@ -38,6 +38,12 @@ def tiny(make_model, tiny_tokenizer):
     return make
 
 
+@pytest.fixture(params=[0, 32], autouse=True, ids=["shared", "copied"])
+def copied_prompt(request, monkeypatch):
+    """Both ways of keeping prompts: once for a group, and a copy for each completion."""
+    monkeypatch.setattr(decoder, "_COPIED_PROMPT", request.param)
+
+
 @pytest.fixture
 def engine(tiny, tiny_tokenizer):
     """`engine(model=None, params=None, **options)`: a sampler, by default on a new Qwen2."""

@@ -4,6 +4,9 @@ Prompts are prefilled as one packed row. Their keys and values stay where they a
 completion adds goes to a buffer of its own, `(B, kv_heads, capacity, D)`, which grows in chunks. At every step the live
 completions of a group attend to their prompt together, as one matrix product, and each to its own tokens. A completion
 that ended is replaced by the last live one, so the buffers stay dense without being copied.
+
+Where all prompts are short, sharing costs more than it saves: each completion then gets a copy of its prompt at the
+beginning of its own buffer, and a step is two matrix products instead of four.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from transformers import PreTrainedModel
 from ..attention import UnsupportedAttention, dummy_mask
 
 _CHUNK = 64  # tokens by which the buffers grow
+_COPIED_PROMPT = 32  # tokens of the longest prompt up to which prompts are copied
 _PREFILL_TOKENS = 16_384  # tokens of prompts read in one forward pass
 
 
@@ -79,6 +83,9 @@ class SharedPromptDecoder:
         self._position = 0  # tokens of every live completion in the buffers
         self._own_keys: dict[int, torch.Tensor] = {}
         self._own_values: dict[int, torch.Tensor] = {}
+        self._copied = self._longest if self._longest <= _COPIED_PROMPT else 0  # slots before a completion's own
+        if self._copied:
+            self._copy_prompts()
         self._arrange()
 
     def _prefill(self, prompt_ids: Sequence[Sequence[int]], lengths: Sequence[int]) -> torch.Tensor:
@@ -114,6 +121,15 @@ class SharedPromptDecoder:
                     store[layer][row : row + piece.shape[0], :, : piece.shape[2]] = piece
                     row += piece.shape[0]
         return torch.cat(logits)
+
+    def _copy_prompts(self) -> None:
+        group = self._group.to(self._device)
+        stores = ((self._prefix_keys, self._own_keys), (self._prefix_values, self._own_values))
+        for prefix, own in stores:
+            for layer, tensor in prefix.items():
+                own[layer] = tensor.new_empty(len(group), tensor.shape[1], self._copied + _CHUNK, tensor.shape[3])
+                own[layer][:, :, : self._copied] = tensor.index_select(0, group)
+            prefix.clear()
 
     def _forward(self, ids: torch.Tensor, positions: torch.Tensor, **kwargs: object) -> torch.Tensor:
         output = self._model(
@@ -173,6 +189,12 @@ class SharedPromptDecoder:
 
     def _arrange(self) -> None:
         """Index tensors between live slots and `(prompt slots, widest group)` rows; made anew after every drop."""
+        self._prefix_mask: torch.Tensor | None = None
+        if int(self._prompt_lengths.min()) < self._longest:
+            hidden = torch.arange(self._longest)[None] >= self._prompt_lengths[:, None]
+            self._prefix_mask = hidden[self._group][:, None].to(self._device)  # (b, 1, L)
+        if self._copied:
+            return
         prompts = len(self._prompt_lengths)
         counts = torch.bincount(self._group, minlength=prompts)
         width = int(counts.max())
@@ -187,10 +209,6 @@ class SharedPromptDecoder:
         self._rows_of_groups = rows.view(prompts, 1, width)  # live slot (0 where there is none)
         self._place = (self._group, rank)  # of each live slot: its prompt slot, and where in the group's row
         self._index: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        self._prefix_mask: torch.Tensor | None = None
-        if int(self._prompt_lengths.min()) < self._longest:
-            hidden = torch.arange(self._longest)[None] >= self._prompt_lengths[:, None]
-            self._prefix_mask = hidden[self._group][:, None].to(self._device)  # (b, 1, L)
 
     def _group_index(self, kv_heads: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Index from `(b, kv)` to `(prompts, kv, width)` rows of queries, and back, both flattened."""
@@ -219,6 +237,11 @@ class SharedPromptDecoder:
         kv_heads = key.shape[1]
         repeats = heads // kv_heads
         own_k, own_v = self._append(layer_idx, key, value)  # (b * kv, c, D)
+        if self._copied:
+            scores = torch.bmm((query * scaling).reshape(count * kv_heads, repeats, depth), own_k.transpose(1, 2))
+            self._hide(scores[..., : self._longest], kv_heads)
+            weights = scores.softmax(dim=-1, dtype=torch.float32).to(value.dtype)
+            return torch.bmm(weights, own_v).view(count, 1, heads, depth)
         prompts, width = self._shape
         prefix_k = self._prefix_keys[layer_idx].flatten(0, 1)  # (prompts * kv, L, D)
         prefix_v = self._prefix_values[layer_idx].flatten(0, 1)
@@ -228,9 +251,7 @@ class SharedPromptDecoder:
         grouped = q.index_select(0, to_groups).view(prompts * kv_heads, width * repeats, depth)
         prefix_scores = torch.bmm(grouped, prefix_k.transpose(1, 2))
         prefix_scores = prefix_scores.view(-1, repeats, self._longest).index_select(0, to_slots)  # (b * kv, r, L)
-        if self._prefix_mask is not None:
-            hidden = self._prefix_mask if kv_heads == 1 else self._prefix_mask.repeat_interleave(kv_heads, 0)
-            prefix_scores.masked_fill_(hidden, -torch.inf)
+        self._hide(prefix_scores, kv_heads)
         scores = torch.cat([prefix_scores, torch.bmm(q, own_k.transpose(1, 2))], dim=-1)
         weights = scores.softmax(dim=-1, dtype=torch.float32).to(value.dtype)
 
@@ -239,9 +260,15 @@ class SharedPromptDecoder:
         out = out.view(-1, repeats, depth).index_select(0, to_slots)
         return torch.baddbmm(out, weights[..., self._longest :], own_v).view(count, 1, heads, depth)
 
+    def _hide(self, prefix_scores: torch.Tensor, kv_heads: int) -> None:
+        """Scores of slots behind shorter prompts, `(b * kv, r, L)`, in place."""
+        if self._prefix_mask is not None:
+            hidden = self._prefix_mask if kv_heads == 1 else self._prefix_mask.repeat_interleave(kv_heads, 0)
+            prefix_scores.masked_fill_(hidden, -torch.inf)
+
     def _append(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write the new token, `(b, kv, 1, D)` each, and return all of the completions' own, `(b * kv, c, D)`."""
-        end = self._position + 1
+        """Write the new token, `(b, kv, 1, D)` each, and return all that the buffers hold, `(b * kv, c, D)`."""
+        end = self._copied + self._position + 1
         views = []
         for store, new in ((self._own_keys, key), (self._own_values, value)):
             buffer = store.get(layer)
@@ -249,8 +276,8 @@ class SharedPromptDecoder:
                 capacity = -(-end // _CHUNK) * _CHUNK
                 grown = new.new_empty(new.shape[0], new.shape[1], capacity, new.shape[3])
                 if buffer is not None:
-                    grown[:, :, : self._position] = buffer[:, :, : self._position]
+                    grown[:, :, : end - 1] = buffer[:, :, : end - 1]
                 store[layer] = buffer = grown
-            buffer.select(2, self._position).copy_(new.select(2, 0))
+            buffer.select(2, end - 1).copy_(new.select(2, 0))
             views.append(buffer.flatten(0, 1)[:, :end])
         return views[0], views[1]
