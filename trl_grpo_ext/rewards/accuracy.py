@@ -35,9 +35,9 @@ class AccuracyReward:
         extract_from: places, of `extraction.EXTRACT_FROM`; ("answer_tag",), say, to pay for answers in their tag only.
         compare: comparisons, of `equivalence.COMPARISONS`, always the cheapest first; "text" is always among them.
         gold_columns: the dataset columns that may hold the gold answer, in the dataset's own form: a plain answer or
-            number, GSM8K's `... #### 42`, a text with `\boxed{...}`, or `<answer>..</answer>` (`extraction.extract_gold`).
-            A row's gold is that of the first column with a marked or short answer (a worked solution in prose is passed
-            over if a later column has one).
+            number, GSM8K's `... #### 42`, a text with `\boxed{...}`, or `<answer>..</answer>`: see
+            `extraction.extract_gold`. A row's gold is that of the first column with a marked or short answer (a worked
+            solution in prose is passed over if a later column has one).
 
     Raises:
         ValueError: an option is empty or names something that does not exist.

@@ -1,7 +1,7 @@
 """The countdown reward: an equation that uses the given numbers once each and hits the target.
 
-The task of TinyZero's reproduction of R1-Zero (github.com/Jiayi-Pan/TinyZero). Equations are read by a parser of its own,
-with exact fractions, never by `eval`; it keeps its own stack, so that nesting cannot exhaust Python's.
+The task of TinyZero's reproduction of R1-Zero (github.com/Jiayi-Pan/TinyZero). Equations are read by a parser of its
+own, with exact fractions, never by `eval`; it keeps its own stack, so that nesting cannot exhaust Python's.
 """
 
 from __future__ import annotations
@@ -43,11 +43,17 @@ class CountdownReward:
     reward_is_row_wise = True
 
     def __init__(self, extract_from: Sequence[str] = ("answer_tag",), use_all: bool = True) -> None:
-        if not extract_from or isinstance(extract_from, str) or any(place not in EXTRACT_FROM for place in extract_from):
+        if (
+            not extract_from
+            or isinstance(extract_from, str)
+            or any(place not in EXTRACT_FROM for place in extract_from)
+        ):
             raise ValueError(f"`extract_from` is {extract_from!r}: give one or more of {EXTRACT_FROM}, in a list.")
         self.extract_from, self.use_all = tuple(extract_from), use_all
 
-    def __call__(self, completions: Sequence[Any], target: Sequence[Any] | None = None, **columns: Any) -> list[float | None]:
+    def __call__(
+        self, completions: Sequence[Any], target: Sequence[Any] | None = None, **columns: Any
+    ) -> list[float | None]:
         """Rewards of `B` completions.
 
         Args:
@@ -59,8 +65,8 @@ class CountdownReward:
             `B` rewards: 1.0, 0.0, or None where the target or the numbers are None.
 
         Raises:
-            ValueError: there is no `target`, or neither `nums` nor `numbers`, or their lengths differ from `B`, or one of
-                their values is no number.
+            ValueError: there is no `target`, or neither `nums` nor `numbers`, or their lengths differ from `B`, or one
+                of their values is no number.
         """
         name = next((name for name in NUMBERS_COLUMNS if columns.get(name) is not None), None)
         if name is None or target is None:
@@ -70,7 +76,9 @@ class CountdownReward:
             )
         for column, values in (("target", target), (name, columns[name])):
             if len(values) != len(completions):
-                raise ValueError(f"`{column}` has {len(values)} values for {len(completions)} completions; need one for each.")
+                raise ValueError(
+                    f"`{column}` has {len(values)} values for {len(completions)} completions; need one for each."
+                )
         return [
             None if numbers is None or goal is None else self._reward(completion_text(completion), name, numbers, goal)
             for completion, numbers, goal in zip(completions, columns[name], target, strict=True)
@@ -91,7 +99,9 @@ _DEFAULT = CountdownReward()
 
 
 @row_wise
-def countdown_reward(completions: Sequence[Any], target: Sequence[Any] | None = None, **kwargs: Any) -> list[float | None]:
+def countdown_reward(
+    completions: Sequence[Any], target: Sequence[Any] | None = None, **kwargs: Any
+) -> list[float | None]:
     """1.0 where the `<answer>` is an equation that uses each number of `nums` once and equals `target`; see above.
 
     `CountdownReward` with its defaults: columns `target` and `nums` or `numbers`.
@@ -202,4 +212,6 @@ def _number(column: str, value: Any) -> Fraction:
     try:
         return Fraction(str(value.item() if hasattr(value, "item") else value).strip())
     except ValueError:
-        raise ValueError(f"`{column}` holds {value!r:.200}, which is no number: convert the column before training.") from None
+        raise ValueError(
+            f"`{column}` holds {value!r:.200}, which is no number: convert the column before training."
+        ) from None

@@ -1,7 +1,7 @@
 r"""Whether two answers are the same: as text, as exact numbers, part by part, and at last symbolically (math-verify).
 
-The rules in the middle take an answer apart where its form is plain, `(1, 2)`, `a = 1, b = 2`, `1 \pm \sqrt{2}`, `x < 3`,
-so that the parts are compared by the cheap and exact means, and the symbolic stage gets what is left.
+The rules in the middle take an answer apart where its form is plain, `(1, 2)`, `a = 1, b = 2`, `1 \pm \sqrt{2}`,
+`x < 3`, so that the parts are compared by the cheap and exact means, and the symbolic stage gets what is left.
 """
 
 from __future__ import annotations
@@ -9,41 +9,39 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from fractions import Fraction
 from itertools import product
 
+from trl_grpo_ext.rewards.answer_parts import (
+    MAX_ITEMS,
+    column_rows,
+    distinct,
+    equation_sides,
+    items,
+    label,
+    last_value,
+    matrix_rows,
+    renamed,
+    tuple_entries,
+    without_conditions,
+    without_subscripts,
+)
 from trl_grpo_ext.rewards.formulas import is_prose
-from trl_grpo_ext.rewards.notation import TEXT_COMMAND, enclosed, nesting, normalise, split_top, squeezed, words_dropped
+from trl_grpo_ext.rewards.notation import nesting, normalise, squeezed, words_dropped
 from trl_grpo_ext.rewards.numeric import parse_quantity, rounds_to, same_number
 from trl_grpo_ext.rewards.regions import Piece, parse_region
 from trl_grpo_ext.rewards.symbolic import MAX_NESTING, numeric_value, symbolically_equal
 
 COMPARISONS = ("text", "number", "symbolic")
-_MAX_ITEMS = 64  # a list with more is compared as text only
 _MAX_SYMBOLIC_CALLS = 12  # for one pair of answers; each is bounded, so that the pair is too
 _ENDLESS = 20  # decimals with as many digits have no end
-_MAX_SIGNS = 3  # `\pm` in one item
+_NEAR = Decimal("0.05")  # relatively, of what `\approx` joins: coarser is no rounding of an answer
 
-_SEPARATOR = re.compile(r",?\s*(?<![A-Za-z\\])(?:and|or)(?![a-z])|[;,&]")
-_WIDE_SEPARATOR = re.compile(r",?\s*(?<![A-Za-z\\])(?:and|or)(?![a-z])|;|,(?!\d{3}(?!\d))|,(?=\s)")
-_EQUALS = re.compile(r"(?<![<>!:])=|\\in(?![A-Za-z])|(?<=[A-Za-z]):\s|(?<=[A-Za-z] \d):\s")
-_CONDITION = re.compile(
-    r"(?<=\S)\s*,?\s*(?:"
-    r"(?:\\text\{\s*,?\s*)?(?:(?<![A-Za-z\\])for (?:all|any|every|each|some|integers?)(?![A-Za-z])|\\forall)"
-    r"(?:(?!,|;|(?<![A-Za-z])(?:and|or)(?![A-Za-z])).)*"
-    r"|(?:\\text\{\s*,?\s*)?(?<![A-Za-z\\])where(?![A-Za-z]).*|\\text\{(?:[^{}]*\s){4}[^{}]*\}.*)"
-)
 _IN_BASE = re.compile(r"([\dA-F]+)_\{?(\d+)\}?")
 _INTEGER_LETTERS = frozenset("klmn")
 _LETTER = re.compile(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])")
-_MATRIX = re.compile(
-    r"\(?\s*\\begin\{(?P<name>[pbB]?matrix)\}(?P<rows>.*)\\end\{(?P=name)\}\s*\)?"
-    r"|[(\[]\s*\\begin\{array\}\s*(?:\{[^{}]*\})?(?P<array>.*)\\end\{array\}\s*[)\]]"
-)
 _FUNCTION = re.compile(r"(?P<name>[A-Za-z])\s*\(\s*(?P<argument>[A-Za-z])\s*\)\s*=(?P<body>.*)")
-_COMMA, _SPACED_COMMA = re.compile(r"[,;]"), re.compile(r",(?=\s)|;")
-_SUBSCRIPT, _SUPERSCRIPT = re.compile(r"_(?:\{[^{}]*\}|\w)"), re.compile(r"\^(?:\{[^{}]*\}|\w)")
-_ARGUMENTS = re.compile(r"\([^()]*\)")
 _CHOICE = re.compile(
     r"\(?([A-J])\)?|\(([A-J])\)(?!.*\([A-J]\))\s*\S.*|([A-J])(?:[):]|\.(?=\s))(?!.*(?<![A-Za-z])[A-J][).:])\s*\S.*"
 )
@@ -53,8 +51,9 @@ def answers_match(gold: str, prediction: str, compare: Sequence[str] = COMPARISO
     r"""Whether two extracted answers are the same, by the comparisons named in `compare`, the cheapest first.
 
     "text": white space, math delimiters and `\text{}` do not count, nor does the case of words. "number": see
-    `numeric.same_quantity`; with it also come the rules that compare lists, tuples, intervals and the like part by part.
-    Two numbers that differ are not handed on. "symbolic": math-verify; sentences are not searched for something to parse.
+    `numeric.same_quantity`; with it also come the rules that compare lists, tuples, intervals and the like part by
+    part. Two numbers that differ are not handed on. "symbolic": math-verify; sentences are not searched for something
+    to parse.
     """
     gold, prediction = normalise(gold), normalise(prediction)
     if nesting(gold) > MAX_NESTING or nesting(prediction) > MAX_NESTING:
@@ -62,7 +61,7 @@ def answers_match(gold: str, prediction: str, compare: Sequence[str] = COMPARISO
     if squeezed(gold) == squeezed(prediction):
         return bool(squeezed(gold))
     matcher = _Matcher("number" in compare, _MAX_SYMBOLIC_CALLS if "symbolic" in compare else 0)
-    return matcher.same(_without_conditions(gold), _without_conditions(prediction))
+    return matcher.same(without_conditions(gold), without_conditions(prediction))
 
 
 def same_text(gold: str, prediction: str) -> bool:
@@ -101,8 +100,8 @@ class _Matcher:
 
     def in_any_order(self, gold: Sequence[str], prediction: Sequence[str]) -> bool:
         if len(gold) != len(prediction):
-            gold, prediction = _distinct(gold), _distinct(prediction)  # as sets: {1, 1, 2} is {1, 2}
-        if len(gold) != len(prediction) or len(gold) > _MAX_ITEMS:
+            gold, prediction = distinct(gold), distinct(prediction)  # as sets: {1, 1, 2} is {1, 2}
+        if len(gold) != len(prediction) or len(gold) > MAX_ITEMS:
             return False
         left = list(prediction)
         for item in gold:
@@ -132,11 +131,19 @@ def _choice(matcher: _Matcher, gold: str, prediction: str) -> bool | None:
 
 
 def _approximation(matcher: _Matcher, gold: str, prediction: str) -> bool | None:
-    r"""`\sqrt{2} \approx 1.41`: either of the two values."""
+    r"""`\sqrt{2} \approx 1.41`: either of the two values, if they are near each other (`3 \approx 4` are guesses)."""
     readings = [[part.strip() for part in text.split(r"\approx") if part.strip()] for text in (gold, prediction)]
     if all(len(parts) < 2 for parts in readings):
         return None
-    return any(matcher.same(a, b) for a, b in product(readings[0][:3], readings[1][:3]))
+    if any(len(parts) > 2 or not _are_near(parts) for parts in readings):
+        return False
+    return any(matcher.same(a, b) for a, b in product(*readings))
+
+
+def _are_near(values: Sequence[str]) -> bool:
+    numbers = [numeric_value(words_dropped(last_value(value))) for value in values]
+    known = [number for number in numbers if number is not None]
+    return len(values) < 2 or (len(known) == len(values) and abs(known[0] - known[1]) <= _NEAR * abs(known[0]))
 
 
 def _angle(matcher: _Matcher, gold: str, prediction: str) -> bool | None:
@@ -145,7 +152,7 @@ def _angle(matcher: _Matcher, gold: str, prediction: str) -> bool | None:
         quantity = parse_quantity(degrees)
         if quantity and quantity.unit == ("degree",) and r"\pi" in radians and r"\circ" not in radians:
             turned = quantity.value / 180
-            return matcher.symbolic(_last_value(radians), rf"\frac{{{turned.numerator} \pi}}{{{turned.denominator}}}")
+            return matcher.symbolic(last_value(radians), rf"\frac{{{turned.numerator} \pi}}{{{turned.denominator}}}")
     return None
 
 
@@ -154,7 +161,7 @@ def _function(matcher: _Matcher, gold: str, prediction: str) -> bool | None:
     a, b = _FUNCTION.fullmatch(gold), _FUNCTION.fullmatch(prediction)
     if not a or not b or a["name"] != b["name"]:
         return None
-    return matcher.same(a["body"].strip(), _renamed(b["body"], b["argument"], a["argument"]).strip())
+    return matcher.same(a["body"].strip(), renamed(b["body"], b["argument"], a["argument"]).strip())
 
 
 def _parameter(matcher: _Matcher, gold: str, prediction: str) -> bool | None:
@@ -165,7 +172,7 @@ def _parameter(matcher: _Matcher, gold: str, prediction: str) -> bool | None:
         return None
     if not (only_a | only_b) <= _INTEGER_LETTERS:
         return None
-    return matcher.same(gold, _renamed(prediction, only_b.pop(), only_a.pop()))
+    return matcher.same(gold, renamed(prediction, only_b.pop(), only_a.pop()))
 
 
 def _base(matcher: _Matcher, gold: str, prediction: str) -> bool | None:
@@ -176,11 +183,11 @@ def _base(matcher: _Matcher, gold: str, prediction: str) -> bool | None:
 
 def _matrix(matcher: _Matcher, gold: str, prediction: str) -> bool | None:
     """Entry by entry; a column is the same as the tuple of its entries."""
-    a, b = _rows(gold), _rows(prediction)
+    a, b = matrix_rows(gold), matrix_rows(prediction)
     if a is None and b is None:
         return None
-    a = a or _column(gold)
-    b = b or _column(prediction)
+    a = a or column_rows(gold)
+    b = b or column_rows(prediction)
     if a is None or b is None:
         return None
     return len(a) == len(b) and all(matcher.in_order(row, other) for row, other in zip(a, b, strict=True))
@@ -211,28 +218,28 @@ def _region(matcher: _Matcher, gold: str, prediction: str) -> bool | None:
 
 def _list(matcher: _Matcher, gold: str, prediction: str) -> bool | None:
     r"""`1, 2 and 3`, `\{3, 2, 1\}`, `x = 1, y = 2`, `\pm 1`: in any order, names only where both sides have them."""
-    a, b = _items(gold), _items(prediction)
+    a, b = items(gold), items(prediction)
     if len(a) < 2 and len(b) < 2:
         return None
-    inside = _inside_tuple(gold) if len(a) < 2 else _inside_tuple(prediction) if len(b) < 2 else None
+    inside = tuple_entries(gold) if len(a) < 2 else tuple_entries(prediction) if len(b) < 2 else None
     if inside is not None:
         return matcher.in_order(a, inside) if len(b) < 2 else matcher.in_order(inside, b)
-    names_a, names_b = ([_label(item) for item in items] for items in (a, b))
+    names_a, names_b = ([label(item) for item in members] for members in (a, b))
     if any(names_a) != any(names_b):
-        a, b = [_last_value(item) for item in a], [_last_value(item) for item in b]
-        if None not in names_a and len({_SUBSCRIPT.sub("", str(name)) for name in names_a}) == len(a):
+        a, b = [last_value(item) for item in a], [last_value(item) for item in b]
+        if None not in names_a and len({without_subscripts(str(name)) for name in names_a}) == len(a):
             return matcher.in_order(a, b)  # gold names all of them, the prediction none: it must keep their order
     if matcher.in_any_order(a, b):
         return True
     if len(a) == 1 or len(b) == 1:  # perhaps two forms of the same: `1\frac{1}{2}` or `\frac{3}{2}`
         return all(matcher.same(item, other) for item, other in product(a, b))
     are_numbers = all(parse_quantity(item) is not None for item in (*a, *b))
-    return False if are_numbers or len(a) > _MAX_ITEMS or len(b) > _MAX_ITEMS else None
+    return False if are_numbers or len(a) > MAX_ITEMS or len(b) > MAX_ITEMS else None
 
 
 def _tuple(matcher: _Matcher, gold: str, prediction: str) -> bool | None:
     """`(1, 2)`: in this order, and for pairs, which may be intervals, with the same brackets."""
-    a, b = _inside_tuple(gold), _inside_tuple(prediction)
+    a, b = tuple_entries(gold), tuple_entries(prediction)
     if a is None or b is None:
         return None
     if len(a) != len(b):
@@ -246,15 +253,15 @@ def _tuple(matcher: _Matcher, gold: str, prediction: str) -> bool | None:
 
 def _named(matcher: _Matcher, gold: str, prediction: str) -> bool | None:
     r"""`x = 5` and `5`, `x \in [0, 1]` and `[0, 1]`, `2 + 3 = 5` and `5`; but not `2x = 5` and `5`."""
-    a, b = _label(gold, strict=True), _label(prediction)
-    has_a, has_b = (len(split_top(text, _EQUALS)) > 1 for text in (gold, prediction))
+    a, b = label(gold, strict=True), label(prediction)
+    has_a, has_b = (len(equation_sides(text)) > 1 for text in (gold, prediction))
     if has_a and has_b:
-        sides = [squeezed(split_top(text, _EQUALS)[0]) for text in (gold, prediction)]
-        return matcher.same(_last_value(gold), _last_value(prediction)) if sides[0] == sides[1] else None
+        sides = [squeezed(equation_sides(text)[0]) for text in (gold, prediction)]
+        return matcher.same(last_value(gold), last_value(prediction)) if sides[0] == sides[1] else None
     if has_a:
-        return matcher.same(_last_value(gold), prediction) if a is not None else None
+        return matcher.same(last_value(gold), prediction) if a is not None else None
     if has_b:
-        return matcher.same(gold, _last_value(prediction)) if b is not None else False
+        return matcher.same(gold, last_value(prediction)) if b is not None else False
     return None
 
 
@@ -277,92 +284,6 @@ def _prose(matcher: _Matcher, gold: str, prediction: str) -> bool | None:
 
 
 _RULES: tuple[Callable[[_Matcher, str, str], bool | None], ...] = (
-    _numbers, _choice, _approximation, _angle, _function, _parameter, _base, _matrix, _region, _list, _tuple, _named, _rounded,
-    _prose,
+    _numbers, _choice, _approximation, _angle, _function, _parameter, _base, _matrix, _region, _list, _tuple, _named,
+    _rounded, _prose,
 )  # fmt: skip
-
-
-def _items(text: str) -> list[str]:
-    r"""The members of a list or set, `\pm` written out; a single answer is a list of one."""
-    inside = enclosed(text.removeprefix("\\").replace(r"\}", "}")) if text.startswith((r"\{", "{")) else None
-    text = inside if inside is not None else text
-    separator = _WIDE_SEPARATOR if re.search(r",\s", text) else _SEPARATOR
-    items = [_without_conditions(item) for item in split_top(text, separator)[: _MAX_ITEMS + 1]]
-    if len(items) == 1:
-        items = _named_tuple(items[0]) or items
-    return [signed for item in items for signed in _both_signs(item)]
-
-
-def _named_tuple(text: str) -> list[str] | None:
-    """`(a, b) = (1, 2)` as `a = 1` and `b = 2`."""
-    sides = [_inside_tuple(side) for side in split_top(text, re.compile("="))]
-    if len(sides) != 2 or sides[0] is None or sides[1] is None or len(sides[0]) != len(sides[1]):
-        return None
-    return [f"{name} = {value}" for name, value in zip(*sides, strict=True)]
-
-
-def _both_signs(item: str) -> list[str]:
-    count = item.count(r"\pm")
-    if not 0 < count <= _MAX_SIGNS:
-        return [item]
-    parts = item.split(r"\pm")
-    return [
-        parts[0] + "".join(sign + part for sign, part in zip(signs, parts[1:], strict=True))
-        for signs in product("+-", repeat=count)
-    ]
-
-
-def _inside_tuple(text: str) -> list[str] | None:
-    inside = enclosed(text) if text[:1] in ("(", "[") else None
-    if inside is None:
-        return None
-    items = split_top(inside, _SPACED_COMMA if re.search(r",\s", inside) else _COMMA)
-    return items if len(items) > 1 else None
-
-
-def _rows(text: str) -> list[list[str]] | None:
-    match = _MATRIX.fullmatch(text)
-    if not match or match[0].count(r"\begin") > 1:
-        return None
-    rows = re.split(r"\\\\", match["rows"] or match["array"] or "")
-    return [[cell.strip() for cell in row.split("&")] for row in rows if row.strip()]
-
-
-def _column(text: str) -> list[list[str]] | None:
-    items = _inside_tuple(text)
-    return None if items is None else [[item] for item in items]
-
-
-def _label(text: str, strict: bool = False) -> str | None:
-    """What an answer says it is the value of (`x`, `f(2)`, `Area`, `2 + 3`), squeezed; None for other equations.
-
-    Strictly, as for gold answers, it must be a name; else also an expression of names, whose value was asked for.
-    """
-    parts = split_top(text, _EQUALS)
-    if len(parts) < 2:
-        return None
-    name = parts[0]
-    if is_prose(name) or not re.search(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", TEXT_COMMAND.sub("", text))):
-        return squeezed(name)
-    core = _ARGUMENTS.sub("", _SUBSCRIPT.sub("", TEXT_COMMAND.sub("", name)))
-    core = core if strict else _SUPERSCRIPT.sub("", core)
-    is_name = not re.search(r"\d|[+^]|-|\\(?:sin|cos|tan|log|ln)" if strict else r"\d", core)
-    return squeezed(name) if is_name else None
-
-
-def _last_value(text: str) -> str:
-    parts = split_top(text, _EQUALS)
-    return parts[-1] if len(parts) > 1 else text
-
-
-def _renamed(text: str, old: str, new: str) -> str:
-    return re.sub(rf"(?<![A-Za-z\\]){old}(?![A-Za-z])", new, text)
-
-
-def _distinct(items: Sequence[str]) -> list[str]:
-    return list({squeezed(item): item for item in items}.values())
-
-
-def _without_conditions(text: str) -> str:
-    r"""`n + 1 \text{ for all } n` without what follows the `n + 1`."""
-    return _CONDITION.sub("", text).strip() or text

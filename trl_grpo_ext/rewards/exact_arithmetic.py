@@ -32,8 +32,8 @@ class Expression:
         """The value of the whole; `operators` and `numbers` are counted on the way, so it is called once.
 
         Raises:
-            NotArithmetic: the tokens are no expression, a number is too long, a divisor is 0, or it is not clear what is
-                divided: 6 / 2(1 + 2).
+            NotArithmetic: the tokens are no expression, a number is too long, a divisor is 0, or it is not clear what
+                is divided: 6 / 2(1 + 2).
         """
         value = self._sum()
         if self._next < len(self._tokens) or (self._divides and self._multiplies_silently):

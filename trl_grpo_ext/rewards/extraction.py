@@ -81,8 +81,8 @@ def is_marked(text: str) -> bool:
 def extract_prediction(text: str, extract_from: Sequence[str] | None = None) -> str | None:
     r"""The final answer of a completion, or None if it states none.
 
-    Looked for in what follows the thinking (see `after_thinking`), in the places named in `extract_from`, in that order;
-    by default all of `EXTRACT_FROM`:
+    Looked for in what follows the thinking (see `after_thinking`), in the places named in `extract_from`, in that
+    order; by default all of `EXTRACT_FROM`:
 
     1. "answer_tag": the last `<answer>..</answer>`, narrowed by rules 2 to 5 to the answer it holds;
     2. "final_answer": what follows the last "the final answer is", if no box and no `####` comes after it;
@@ -136,7 +136,7 @@ def last_answer_block(text: str) -> str | None:
 
 
 def last_boxed(text: str) -> str | None:
-    r"""The inside of the last `\boxed{...}` (or `\fbox{...}`, or `\boxed 5`) that is not blank and whose braces balance.
+    r"""The inside of the last `\boxed{...}` (`\fbox{...}`, `\boxed 5`) that is not blank and whose braces balance.
 
     If only "and", "or" or a comma stands between it and the box before, the insides of both, and so on backwards,
     joined by commas.
@@ -162,7 +162,7 @@ def after_hashes(text: str) -> str | None:
 
 
 def after_final_answer(text: str) -> str | None:
-    """What follows the last "the final answer is", if that is a formula or a number and no other mark comes after it."""
+    """What follows the last "the final answer is", if that is a formula or a number and no other mark comes later."""
     match = _last_match(_FINAL_ANSWER_IS, text)
     if match is None or _HAS_BOX.search(text, match.end()) or text.find("####", match.end()) != -1:
         return None
@@ -250,7 +250,7 @@ def _leading_formulas(text: str) -> str | None:
 
 
 def _narrowed(clause: str) -> str | None:
-    """The answer in a sentence that states it: the number it begins with, or the last formula or number, or all of it."""
+    """The answer in a sentence that states it: the number it begins with, the last formula or number, or all of it."""
     if len(clause) > 4 * MAX_ANSWER_CHARS:
         return closing_number(clause)
     if not is_prose(without_formulas(clause)):

@@ -24,13 +24,13 @@ _ALONE = re.compile(r"(?<![\w'’-])([B-HJ-Z])(?![\w'’-])")  # "A" and "I" are
 
 
 class MultipleChoiceReward:
-    """1.0 where a completion chooses the right option, 0.0 where not or where it chooses none, None without a gold one.
+    """1.0 where a completion chooses the right option, 0.0 where it does not or chooses none, None without a gold one.
 
     The choice is read from what follows the thinking: the last `<answer>..</answer>`, else the last box, what follows
-    `####`, what follows "the answer is" or "the correct option is", the last line if it is nothing but a choice, or the last letter in brackets. It
-    may be a letter (`B`, `(b)`, `B. Paris`, `option B`), several (`A and C`, right only if all are and no other), or, with
-    a column of options, the text of one. A choice that names more options than the gold one is wrong, so that naming all
-    of them does not pay.
+    `####`, what follows "the answer is" or "the correct option is", the last line if it is nothing but a choice, or the
+    last letter in brackets. It may be a letter (`B`, `(b)`, `B. Paris`, `option B`), several (`A and C`, right only if
+    all are and no other), or, with a column of options, the text of one. A choice that names more options than the gold
+    one is wrong, so that naming all of them does not pay.
 
     Args:
         letters: what the options are called, in order.
@@ -54,8 +54,8 @@ class MultipleChoiceReward:
 
         Args:
             completions: `B` completions, each a string or a list of messages (the last assistant message is judged).
-            **columns: of which `solution`, or else `answer`, holds the right options (a letter, letters, an index, or an
-                option's text), and `choices_column` the options; the rest is ignored.
+            **columns: of which `solution`, or else `answer`, holds the right options (a letter, letters, an index, or
+                an option's text), and `choices_column` the options; the rest is ignored.
 
         Returns:
             `B` rewards: 1.0, 0.0, or None where the gold value is None or blank.
@@ -66,13 +66,15 @@ class MultipleChoiceReward:
         name = next((name for name in GOLD_COLUMNS if columns.get(name) is not None), None)
         if name is None:
             raise ValueError(
-                "multiple_choice_reward found neither a `solution` nor an `answer` column with the right options: add one "
-                "of them to the dataset, or rename the column that holds them."
+                "multiple_choice_reward found neither a `solution` nor an `answer` column with the right options: add "
+                "one of them to the dataset, or rename the column that holds them."
             )
         options = columns.get(self.choices_column) or [None] * len(completions)
         for column, values in ((name, columns[name]), (self.choices_column, options)):
             if len(values) != len(completions):
-                raise ValueError(f"`{column}` has {len(values)} values for {len(completions)} completions; need one for each.")
+                raise ValueError(
+                    f"`{column}` has {len(values)} values for {len(completions)} completions; need one for each."
+                )
         return [
             self._reward(completion_text(completion), name, gold, texts or [])
             for completion, gold, texts in zip(completions, columns[name], options, strict=True)
@@ -92,12 +94,16 @@ class MultipleChoiceReward:
         else:
             text = last_boxed(str(gold)) or str(gold)
             right = _stated(text, options, letters)
-            if not right and re.fullmatch("[A-Z]{2,}", text.strip()) and list(text.strip()) == sorted(set(text.strip())):
+            if (
+                not right
+                and re.fullmatch("[A-Z]{2,}", text.strip())
+                and list(text.strip()) == sorted(set(text.strip()))
+            ):
                 right = frozenset(text.strip()) & frozenset(letters)  # "AC"
         if not right:
             raise ValueError(
-                f"`{column}` holds {gold!r:.200}, which is none of the options {letters!r}: give a letter, an index, or "
-                f"an option's text together with a `{self.choices_column}` column."
+                f"`{column}` holds {gold!r:.200}, which is none of the options {letters!r}: give a letter, an index, "
+                f"or an option's text together with a `{self.choices_column}` column."
             )
         return right
 

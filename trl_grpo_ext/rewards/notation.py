@@ -101,8 +101,8 @@ def normalise(text: str) -> str:
 def squeezed(text: str) -> str:
     r"""A normalised text in the form in which equal ones are equal strings.
 
-    Without the wrapping of `\text{}`, without spaces that separate neither two words nor two numbers, without the braces
-    around a single token (`x^{2}`, `\frac{1}{2}`), and without case where there are only words.
+    Without the wrapping of `\text{}`, without spaces that separate neither two words nor two numbers, without the
+    braces around a single token (`x^{2}`, `\frac{1}{2}`), and without case where there are only words.
     """
     text = _IDLE_SPACE.sub("", words_kept(text).replace(r"\$", "$"))
     text = _ONE_TOKEN_GROUP.sub(lambda match: match[1] or match[2], text)

@@ -51,8 +51,9 @@ _FACTORIAL = re.compile(
 )
 # Operators that grow like a factorial or a tower.
 _UNBOUNDED = re.compile(
-    r"\\(?:Gamma|zeta|choose)(?![a-zA-Z])|\\(?:exp|sinh|cosh|tanh)\b.*\d{3}|\\[dt]?binom(?!\s*\{[-+\w ]{1,12}\}\s*\{[-+\w ]{1,12}\})|\\[dt]?binom.*\d{4}|"
-    r"\\(?:sum|prod|int|oint|iint|lim)(?![a-zA-Z]).*(?:\d{3}|\\(?:sum|prod|int|oint|iint|lim)(?![a-zA-Z]))",
+    r"\\(?:Gamma|zeta|choose)(?![a-zA-Z])|\\(?:exp|sinh|cosh|tanh)\b.*\d{3}"
+    r"|\\[dt]?binom(?!\s*\{[-+\w ]{1,12}\}\s*\{[-+\w ]{1,12}\})|\\[dt]?binom.*\d{4}"
+    r"|\\(?:sum|prod|int|oint|iint|lim)(?![a-zA-Z]).*(?:\d{3}|\\(?:sum|prod|int|oint|iint|lim)(?![a-zA-Z]))",
     re.DOTALL,
 )
 _TERM_BY_TERM = re.compile(r"\\(?:sum|prod|int|oint|iint|lim)(?![a-zA-Z])")
