@@ -19,7 +19,7 @@ _SEPARATOR = re.compile(r",?\s*(?<![A-Za-z\\])(?:and|or)(?![a-z])|[;,&]")
 _WIDE_SEPARATOR = re.compile(r",?\s*(?<![A-Za-z\\])(?:and|or)(?![a-z])|;|,(?!\d{3}(?!\d))|,(?=\s)")
 _EQUALS = re.compile(r"(?<![<>!:])=|\\in(?![A-Za-z])|(?<=[A-Za-z]):\s|(?<=[A-Za-z] \d):\s")
 _CONDITION = re.compile(
-    r"(?<=\S)\s*,?\s*(?:"
+    r"(?<=[^\s{])\s*,?\s*(?:"
     r"(?:\\text\{\s*,?\s*)?(?:(?<![A-Za-z\\])for (?:all|any|every|each|some|integers?)(?![A-Za-z])|\\forall)"
     r"(?:(?!,|;|(?<![A-Za-z])(?:and|or)(?![A-Za-z])).)*"
     r"|(?:\\text\{\s*,?\s*)?(?<![A-Za-z\\])where(?![A-Za-z]).*|\\text\{\s*(?:[^{}\s]+\s+){4}[^{}]*\}.*)"

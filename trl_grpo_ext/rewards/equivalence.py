@@ -95,6 +95,16 @@ class _Matcher:
         self.symbolic_calls_left -= 1
         return symbolically_equal(words_dropped(gold), words_dropped(prediction))
 
+    def value(self, text: str) -> Decimal | None:
+        """What a text is worth as a number, however it is written; this takes math-verify's parser, too."""
+        quantity = parse_quantity(text)
+        if quantity is not None:
+            return Decimal(quantity.value.numerator) / Decimal(quantity.value.denominator)
+        if self.symbolic_calls_left == 0:
+            return None
+        self.symbolic_calls_left -= 1
+        return numeric_value(words_dropped(text))
+
     def in_order(self, gold: Sequence[str], prediction: Sequence[str]) -> bool:
         return len(gold) == len(prediction) and all(self.same(a, b) for a, b in zip(gold, prediction, strict=True))
 
@@ -135,15 +145,15 @@ def _approximation(matcher: _Matcher, gold: str, prediction: str) -> bool | None
     readings = [[part.strip() for part in text.split(r"\approx") if part.strip()] for text in (gold, prediction)]
     if all(len(parts) < 2 for parts in readings):
         return None
-    if any(len(parts) > 2 or not _are_near(parts) for parts in readings):
+    if any(len(parts) > 2 or not _are_near(matcher, parts) for parts in readings):
         return False
     return any(matcher.same(a, b) for a, b in product(*readings))
 
 
-def _are_near(values: Sequence[str]) -> bool:
-    numbers = [numeric_value(words_dropped(last_value(value))) for value in values]
-    known = [number for number in numbers if number is not None]
-    return len(values) < 2 or (len(known) == len(values) and abs(known[0] - known[1]) <= _NEAR * abs(known[0]))
+def _are_near(matcher: _Matcher, values: Sequence[str]) -> bool:
+    numbers = [matcher.value(last_value(value)) for value in values]
+    known = [number for number in numbers if number is not None]  # of `x \approx 1.41`, one
+    return len(known) < 2 or abs(known[0] - known[1]) <= _NEAR * abs(known[0])
 
 
 def _angle(matcher: _Matcher, gold: str, prediction: str) -> bool | None:
@@ -270,7 +280,7 @@ def _rounded(matcher: _Matcher, gold: str, prediction: str) -> bool | None:
     quantity = parse_quantity(gold)
     if quantity is None or not re.search(r"\\sqrt|\\pi|\\log|\\ln|\\frac|/", prediction):
         return None
-    value = numeric_value(words_dropped(prediction))
+    value = matcher.value(prediction)
     if value is None or len(value.normalize().as_tuple().digits) < _ENDLESS:
         return None
     return rounds_to(quantity, Fraction(value)) or None

@@ -10,10 +10,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from trl_grpo_ext.rewards.formulas import MAX_ANSWER_CHARS, formulas, is_prose, without_formulas
+from trl_grpo_ext.rewards.notation import normalise
+from trl_grpo_ext.rewards.numeric import is_unit, parse_quantity
 
 _BOX_TOKEN = re.compile(
-    # \\+: some datasets escape the backslash twice; \x08: a \b that was read as an escape
-    r"(?P<box>(?:\\+b|\x08|\\+f)(?:oxed|box)\s*\{)|(?:\\+b|\x08|\\+f)(?:oxed|box)\s+(?P<bare>[^\s{}$\\]+)|\\.|[{}]",
+    # \\{1,4}: some datasets escape the backslash twice; \x08: a \b that was read as an escape
+    r"(?P<box>(?:\\{1,4}b|\x08|\\{1,4}f)(?:oxed|box)\s*\{)|(?:\\{1,4}b|\x08|\\{1,4}f)(?:oxed|box)\s+(?P<bare>[^\s{}$\\]+)|\\.|[{}]",
     re.DOTALL,
 )
 _HAS_BOX = re.compile(r"\\boxed|\\fbox|\x08oxed")
@@ -46,10 +48,13 @@ _GOES_ON = re.compile(  # the number is not the whole of it: 3 (x + 1), 2 or 3, 
     r"\s*[-+*/=^\\{\[]|\s*\((?![^()]*[A-Za-z]{3})|\s*,?\s*(?:or|and|,)\s*\$?\d|\s+[A-Za-z]+,?\s+(?:and|or)\s+\$?\d|\s+[A-Za-z]+\s*[*/+=×]"
 )
 _BLANK = re.compile(r"\s*")
+_UNIT_WORD = re.compile(r"\s*([A-Za-z]{1,16})(?![A-Za-z])")
 _BRACKET = re.compile(r"\s+\((?=[^()]*[A-Za-z]{3})")
 _MAX_BOXES = 32  # in one answer
 # Between boxes that form one answer, `\boxed{2} and \boxed{3}`: none of these words, no number, no end of a sentence.
-_NEW_THOUGHT = frozenset("but thus so hence therefore then not because since if we get gives answer is".split())
+_NEW_THOUGHT = frozenset(
+    "but thus so hence therefore then not no wait actually rather because since if we get gives answer is".split()
+)
 _DRESS = re.compile(r"\\(?:text|quad|qquad|left|right|[()\[\],;: ])|[_^](?:\{\w*\}|\w)|[${}*]")
 
 
@@ -90,10 +95,10 @@ def extract_prediction(text: str, extract_from: Sequence[str] | None = None) -> 
     4. "hashes": what follows the last `####` on its line;
     5. "answer_is": what follows the last "the answer is" or "answer:" (also in some other languages): a formula, the
        number it begins with, or else the last formula or number of the sentence;
-    6. "formula": a text that is nothing but one formula, or the last formula that no number follows (`$..$`, `\(..\)`,
-       `\[..\]`);
-    7. "last_number": the last number, or, if its sentence begins with the result of the last equation, that result
-       ("... = 34. So it takes 34 hours in 4 weeks.").
+    6. "formula": a text that is nothing but one formula or quantity, or the last formula that no number follows
+       (`$..$`, `\(..\)`, `\[..\]`);
+    7. "last_number": the last number and its unit, or, if its sentence begins with the result of the last equation,
+       that result ("... = 34. So it takes 34 hours in 4 weeks.").
 
     Raises:
         ValueError: `extract_from` names a place that is not among these.
@@ -177,10 +182,13 @@ def after_answer_is(text: str) -> str | None:
 
 
 def closing_formula(text: str) -> str | None:
-    r"""A text that is one formula, or the last formula in it that is more than a name, if no number comes after."""
+    r"""A text that is one formula or quantity, or the last formula that is more than a name, if no number follows."""
     text = text.strip()
-    if 0 < len(text) <= MAX_ANSWER_CHARS and "\n" not in text and not is_prose(without_formulas(text)):
-        return text if re.search(r"\w", text) else None
+    if 0 < len(text) <= MAX_ANSWER_CHARS and "\n" not in text:
+        if not is_prose(without_formulas(text)):
+            return text if re.search(r"\w", text) else None
+        if parse_quantity(normalise(text)) is not None:  # 5 million
+            return text
     last = None
     for start, end, inside in formulas(text):
         if not _TRIVIAL.fullmatch(inside):
@@ -197,13 +205,26 @@ def last_number(text: str) -> str | None:
 
 
 def closing_number(text: str) -> str | None:
-    """The last number, or the result of the last equation if that is the first number of the last one's sentence."""
+    """The last number and its unit, or the result of the last equation if the last one's sentence begins with that."""
     last, result = _last_match(_NUMBER, text), _last_match(_RESULT, text)
-    if last is None or result is None or result.end() >= last.end():
-        return last[0] if last else None
+    if last is None:
+        return None
+    if result is None or result.end() >= last.end():
+        return _with_unit(last, text)
     sentence = re.split(r"[.!?]\s|[。！？\n]|\\\]", text[result.end() : last.start()])[-1]
     first = _NUMBER.search(sentence)
-    return first[0] if first and _digits(first[0]) == _digits(result["number"]) else last[0]
+    if first and _digits(first[0]) == _digits(result["number"]):
+        return _with_unit(first, sentence)
+    return _with_unit(last, text)
+
+
+def _with_unit(number: re.Match[str], text: str) -> str:
+    """A number in running text with its scale and its unit, if these follow it: `5 million`, `30 minutes`."""
+    scale = _SCALE.match(text, number.end())
+    end = scale.end() if scale else number.end()
+    word = _UNIT_WORD.match(text, end)
+    end = word.end() if word and is_unit(word[1]) else end
+    return text[number.start() : end].rstrip()
 
 
 _RESULT = re.compile(rf"=\s*(?P<number>{_NUMBER.pattern})")
@@ -291,7 +312,7 @@ def _boxes(text: str) -> list[tuple[int, int, int]]:
 
 def _unclosed_box(text: str) -> str | None:
     """The rest of the line after the last box, if no other brace is left open in it: the text lost its end."""
-    last = _last_match(re.compile(r"(?:\\+b|\x08|\\+f)(?:oxed|box)\s*\{"), text)
+    last = _last_match(re.compile(r"(?:\\{1,4}b|\x08|\\{1,4}f)(?:oxed|box)\s*\{"), text)
     rest = text[last.end() :].strip() if last else ""
     braces = re.findall(r"(?<!\\)[{}]", rest[: MAX_ANSWER_CHARS + 1])
     return rest.rstrip("$. ") if "\n" not in rest and braces.count("{") == braces.count("}") else None

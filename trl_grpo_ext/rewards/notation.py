@@ -11,7 +11,6 @@ from functools import lru_cache
 _TEXT_NAMES = r"text|textbf|textit|textrm|textnormal|textsf|mbox|hbox|mathrm|operatorname\*?"
 TEXT_COMMAND = re.compile(rf"\\(?:{_TEXT_NAMES})\s*\{{[^{{}}]*\}}")
 
-_CIRCLED = {0x2460 + i: f" {i + 1}, " for i in range(20)}  # ①② is how Chinese exercises list the true statements
 _FULL_WIDTH = {0xFF01 + i: chr(0x21 + i) for i in range(94)}
 _SYMBOLS = {
     "−‒–﹣": "-", "\u00a0\u2009\u202f\u2007\u3000": " ", "，、": ",", "。": ".", "×": r"\times ", "·⋅": r"\cdot ",
@@ -21,7 +20,7 @@ _SYMBOLS = {
     "¾": r"\frac{3}{4}", "∅": r"\emptyset ",
     "∀": r"\forall ", "∃": r"\exists ",
 }  # fmt: skip
-_TRANSLATION = str.maketrans({ord(c): to for group, to in _SYMBOLS.items() for c in group} | _CIRCLED | _FULL_WIDTH)
+_TRANSLATION = str.maketrans({ord(c): to for group, to in _SYMBOLS.items() for c in group} | _FULL_WIDTH)
 
 # `\frac`, `\text`, `\boxed`, `\right` in a string whose backslashes were once read as escapes: form feed + "rac", ...
 _DAMAGE = (
@@ -51,13 +50,11 @@ _REWRITES = tuple(
         (r"\\text\{\s*,?\s*(and|or)\s*,?\s*\}", r" \1 "),
         (r"\\(?:leqslant|leq|le)" + _NOT_A_LETTER + r"|<=", r"\\le "),
         (r"\\(?:geqslant|geq|ge)" + _NOT_A_LETTER + r"|>=", r"\\ge "),
-        (r"(?<!\\)\\(?=\d)", ""),  # `\15`: a dollar sign got lost
         (r"\\lt" + _NOT_A_LETTER, "<"),
         (r"\\gt" + _NOT_A_LETTER, ">"),
         (r"\\(?:neq|ne)" + _NOT_A_LETTER + r"|\s!=\s", r"\\neq "),
         (r"\\mid" + _NOT_A_LETTER, "|"),
         (r"\\%", "%"),
-        (r"(\.\d{40})\d+", r"\1"),
         (r"\^\s*\{?\s*\\(?:circ|textcirc|degree)" + _NOT_A_LETTER + r"\s*\}?|\\degree" + _NOT_A_LETTER, r"^\\circ "),
         (r"(?<=\d)\s*\^\s*\{\s*(?:\\text\{\s*)?(?:st|nd|rd|th)\s*\}?\s*\}", " "),  # 12^{\text{th}}
         (r"(?<=\d)\s*\\text\{\s*(?:st|nd|rd|th)\s*\}|(?<=\d)(?:st|nd|rd|th)(?![A-Za-z])", " "),
@@ -66,7 +63,6 @@ _REWRITES = tuple(
         (r"(?:√|(?<![A-Za-z\\])sqrt)\s*\(([^()]*)\)", r"\\sqrt{\1}"),
         (r"\^\s*(-\d+|\d{2,})", r"^{\1}"),  # a plain 2^10 means 2^{10}
         (r"([(\[,]\s*)\+(?=\s*\\infty)", r"\1"),
-        (r"\.(?=\s*[)\]])", ""),
     )
 )
 _DOUBLED = re.compile(r"\\\\(?=[A-Za-z{}])")

@@ -64,6 +64,8 @@ _UNITS = {
     for size, names in sizes.items()
     for name in names.split()
 }
+_LETTER_UNITS = {"m": "meter", "g": "gram", "s": "second", "h": "hour", "l": "liter", "L": "liter"}
+_LETTER_UNIT = re.compile(r"\\text\{\s*([mgshlL])\s*\}")  # elsewhere a letter is a variable
 _PLURALS = {"feet": "foot", "inches": "inch"}
 
 
@@ -85,6 +87,7 @@ def parse_quantity(text: str) -> Quantity | None:
     """The number that a whole (normalised) text states, or None if it is anything else or too long."""
     if sum(character.isdigit() for character in text) > MAX_DIGITS:
         return None
+    text = _LETTER_UNIT.sub(lambda match: f" {_LETTER_UNITS[match[1]]} ", text)
     text = words_kept(text).replace(r"^\circ", " degrees ").replace(r"\$", "$")
     currency = re.search(r"[$€£¥]", text)
     text = " ".join(re.sub(r"[$€£¥]", "", text).split())
@@ -99,6 +102,11 @@ def parse_quantity(text: str) -> Quantity | None:
                 words = (_CURRENCIES[currency[0]],)
             return Quantity(value * scale, bool(match["percent"]), words, _decimals(match) if scale == 1 else None)
     return None
+
+
+def is_unit(word: str) -> bool:
+    """Whether a word is a unit of measurement that we know: `feet`, `kg`."""
+    return _singular(word.lower()) in _UNITS
 
 
 def same_number(gold: str, prediction: str) -> bool | None:

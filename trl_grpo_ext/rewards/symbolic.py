@@ -12,6 +12,7 @@ equations and matrices, and what has no values there, by math-verify's own compa
 from __future__ import annotations
 
 import logging
+import math
 import re
 import threading
 from collections.abc import Iterator
@@ -209,8 +210,9 @@ def _points(dimensions: int) -> Iterator[tuple[sympy.Rational, ...]]:
 
 
 def _has_huge_power(text: str) -> bool:
-    r"""Towers (`9^{9^9}`, `2^x^y`) and huge exponents."""
+    r"""Towers (`9^{9^9}`, `2^x^y`), huge exponents, and powers of powers that come to such."""
     variables = _count_variables(text)
+    of_groups, of_tokens = 1, 1  # exponents of brackets multiply those inside: ((9^{99})^{99})^{99}
     for match in _EXPONENT.finditer(text):
         exponent, end = _exponent(text, match)
         if re.search(r"\^|\*\*|!|binom", exponent) or re.match(r"\s*(?:\^|\*\*)", text[end:]):
@@ -221,7 +223,11 @@ def _has_huge_power(text: str) -> bool:
             return True
         if sum(map(len, runs)) > _MAX_EXPONENT_DIGITS:
             return True
-    return False
+        if text[: match.start()].rstrip()[-1:] in tuple(_CLOSE):
+            of_groups *= math.prod(max(int(run), 1) for run in runs)
+        else:
+            of_tokens = max(of_tokens, math.prod(max(int(run), 1) for run in runs))
+    return of_groups > 1 and of_groups * of_tokens > _MAX_NUMERIC_EXPONENT
 
 
 def _count_variables(text: str) -> int:
