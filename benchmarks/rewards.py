@@ -5,10 +5,9 @@ r"""How often accuracy rewards agree with the labels of real completions: ours, 
     python benchmarks/rewards.py --data path/to/data
 
 Each row of a file has a gold answer, a completion (or another way to write an answer) and a label that says whether it
-is right; rows marked as doubtful (`caution`) are left out. math-verify and TRL's `accuracy_reward`, which calls it, read
-LaTeX only between delimiters, so both are also given bare answers with dollars around them. Prints agreement and
-completions per second, and keeps them in `results/rewards.json` and `RESULTS.md`; a file can be measured again
-alone.
+is right; rows marked as doubtful (`caution`) are left out. math-verify reads LaTeX only between delimiters, so it and
+TRL's `accuracy_reward`, which calls it, are also given bare answers with dollars around them. Prints agreement and
+completions per second, and keeps them in `results/rewards.json` and `RESULTS.md`; a file can be measured again alone.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def print_tables(report: dict[str, Any]) -> None:
     for kind, title in TITLES.items():
         table = Table(title=title)
         for number, name in enumerate(header(report)):
-            table.add_column(name, justify="right" if number else "left")
+            table.add_column(name, justify="right" if number else "left", no_wrap=number == 0)
         for row in rows_of(report, kind):
             table.add_row(*row)
         Console().print(table)
@@ -76,6 +76,6 @@ def rewards_section(path: Path) -> list[str]:
     return [
         *lines,
         f"{report['date']}: one call per completion, one process, {left_out} doubtful rows left out; "
-        f"{machine['cores']} cores, load average {machine['load_average_before']} before the start, {machine['system']}, Python "
-        f"{machine['python']}, {packages}.",
+        f"{machine['cores']} cores, load average {machine['load_average_before']} before the start, "
+        f"{machine['system']}, Python {machine['python']}, {packages}.",
     ]

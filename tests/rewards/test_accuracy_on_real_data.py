@@ -30,7 +30,7 @@ MATH_VERIFY = {
     "processbench/gsm8k.jsonl": (380, 374),
     "processbench/math.jsonl.gz": (960, 942),
 }
-WRONG_BUT_PAID = 25  # of the 8,161 rows; a reward that is too generous is worse than one that is too strict
+WRONG_BUT_PAID = 20  # of the 8,161 rows; a reward that is too generous is worse than one that is too strict
 
 
 def read_rows(name: str) -> list[dict[str, Any]]:

@@ -10,7 +10,6 @@ from trl_grpo_ext.rewards.extraction import (
     extract_gold,
     extract_prediction,
     is_marked,
-    last_boxed,
 )
 
 
@@ -146,32 +145,6 @@ def test_gold_forms(text: str, gold: str | None) -> None:
 )
 def test_marked(text: str, marked: bool) -> None:
     assert is_marked(text) is marked
-
-
-@pytest.mark.parametrize(
-    ("text", "inside"),
-    [
-        (r"\boxed{a{b}c}", "a{b}c"),
-        (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),  # escaped braces do not nest
-        (r"\boxed{\boxed{3}}", "3"),
-        (r"\boxed 5.", "5"),
-        (r"} \boxed{4} {", "4"),
-        (r"\\boxed{840}", "840"),  # a backslash escaped twice, as some datasets have it
-        (r"\boxed{3} \boxed{ }", "3"),
-        ("boxed{4}", None),
-        # Boxes that are one answer, and boxes that are not
-        (r"$\boxed{2}$ and $\boxed{3}$", "2, 3"),
-        (r"$x = \boxed{2}, y = \boxed{3}$", "2, 3"),
-        (r"\boxed{1}, \boxed{2} or \boxed{3}", "1, 2, 3"),
-        (r"\boxed{2} and \boxed{2}", "2"),
-        (r"\boxed{2}. So \boxed{3}", "3"),
-        (r"\boxed{2}, no: \boxed{3}", "3"),
-        (r"\boxed{2}, but I made a mistake, \boxed{3}", "3"),
-        (r"\boxed{2} and 5 more, hence \boxed{7}", "7"),
-    ],
-)
-def test_last_boxed(text: str, inside: str | None) -> None:
-    assert last_boxed(text) == inside
 
 
 @pytest.mark.parametrize(

@@ -9,16 +9,11 @@ import re
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from trl_grpo_ext.rewards.boxes import has_box, last_boxed, unclosed_box
 from trl_grpo_ext.rewards.formulas import MAX_ANSWER_CHARS, formulas, is_prose, without_formulas
 from trl_grpo_ext.rewards.notation import normalise
 from trl_grpo_ext.rewards.numeric import is_unit, parse_quantity
 
-_BOX_TOKEN = re.compile(
-    # \\{1,4}: some datasets escape the backslash twice; \x08: a \b that was read as an escape
-    r"(?P<box>(?:\\{1,4}b|\x08|\\{1,4}f)(?:oxed|box)\s*\{)|(?:\\{1,4}b|\x08|\\{1,4}f)(?:oxed|box)\s+(?P<bare>[^\s{}$\\]+)|\\.|[{}]",
-    re.DOTALL,
-)
-_HAS_BOX = re.compile(r"\\boxed|\\fbox|\x08oxed")
 _ANSWER = (
     r"(?:\banswers?\b|\br[ée]ponse\b|\brespuesta\b|\bantwort\b|\bresposta\b|\brisposta\b|\bответ\w*|答案|答え|答(?=[:：])"
     r"|उत्तर|الجواب|الإجابة)"
@@ -45,17 +40,11 @@ _LEADING_WORDS = re.compile(
 )
 _REASON = re.compile(r"[,;]?\s+(?:because|since|which|whereas|meaning)\b|[,;]\s+(?:as|so|i\.e\.|that is)\b|;\s")
 _GOES_ON = re.compile(  # the number is not the whole of it: 3 (x + 1), 2 or 3, 12 boys and 5 girls
-    r"\s*[-+*/=^\\{\[]|\s*\((?![^()]*[A-Za-z]{3})|\s*,?\s*(?:or|and|,)\s*\$?\d|\s+[A-Za-z]+,?\s+(?:and|or)\s+\$?\d|\s+[A-Za-z]+\s*[*/+=×]"
+    r"\s*[-+*/=^\\{\[]|\s*\((?![^()]*[A-Za-z]{3})|\s*,?\s*(?:or|and|,)\s*\$?\d"
+    r"|\s+[A-Za-z]+,?\s+(?:and|or)\s+\$?\d|\s+[A-Za-z]+\s*[*/+=×]"
 )
-_BLANK = re.compile(r"\s*")
 _UNIT_WORD = re.compile(r"\s*([A-Za-z]{1,16})(?![A-Za-z])")
 _BRACKET = re.compile(r"\s+\((?=[^()]*[A-Za-z]{3})")
-_MAX_BOXES = 32  # in one answer
-# Between boxes that form one answer, `\boxed{2} and \boxed{3}`: none of these words, no number, no end of a sentence.
-_NEW_THOUGHT = frozenset(
-    "but thus so hence therefore then not no wait actually rather because since if we get gives answer is".split()
-)
-_DRESS = re.compile(r"\\(?:text|quad|qquad|left|right|[()\[\],;: ])|[_^](?:\{\w*\}|\w)|[${}*]")
 
 
 def extract_gold(text: str) -> str | None:
@@ -69,8 +58,8 @@ def extract_gold(text: str) -> str | None:
     text = last_answer_block(text) or text
     if "####" in text:
         answer = after_hashes(text)
-    elif _HAS_BOX.search(text):
-        answer = last_boxed(text) or _unclosed_box(text)
+    elif has_box(text):
+        answer = last_boxed(text) or unclosed_box(text)
     else:
         stated = (after_final_answer(text) or after_answer_is(text)) if is_prose(text) else None
         answer = stated or text.strip()
@@ -79,7 +68,7 @@ def extract_gold(text: str) -> str | None:
 
 def is_marked(text: str) -> bool:
     r"""Whether a text marks its answer (`<answer>`, `####`, `\boxed`, "the answer is") or is short enough to be one."""
-    marked = "####" in text or last_answer_block(text) is not None or _HAS_BOX.search(text) is not None
+    marked = "####" in text or last_answer_block(text) is not None or has_box(text)
     return marked or not is_prose(text) or len(text.split()) < 3 or _ANSWER_IS.search(text) is not None
 
 
@@ -140,26 +129,6 @@ def last_answer_block(text: str) -> str | None:
     return None
 
 
-def last_boxed(text: str) -> str | None:
-    r"""The inside of the last `\boxed{...}` (`\fbox{...}`, `\boxed 5`) that is not blank and whose braces balance.
-
-    If only "and", "or" or a comma stands between it and the box before, the insides of both, and so on backwards,
-    joined by commas.
-    """
-    boxes = _boxes(text)
-    if not boxes:
-        return None
-    (outer, start, end), *others = sorted(boxes, key=lambda box: -box[1])
-    answers = [text[start:end].strip().rstrip(".,;")]
-    for previous_outer, previous_start, previous_end in others[:_MAX_BOXES]:
-        if previous_end >= outer or not _are_joined(text[previous_end:outer]):
-            break
-        answer = text[previous_start:previous_end].strip()
-        answers += [answer] if answer not in answers else []
-        outer = previous_outer
-    return ", ".join(reversed(answers))
-
-
 def after_hashes(text: str) -> str | None:
     """What follows the last `####` on its line, stripped; None without one."""
     _, hashes, rest = text.rpartition("####")
@@ -169,7 +138,7 @@ def after_hashes(text: str) -> str | None:
 def after_final_answer(text: str) -> str | None:
     """What follows the last "the final answer is", if that is a formula or a number and no other mark comes later."""
     match = _last_match(_FINAL_ANSWER_IS, text)
-    if match is None or _HAS_BOX.search(text, match.end()) or text.find("####", match.end()) != -1:
+    if match is None or has_box(text[match.end() :]) or text.find("####", match.end()) != -1:
         return None
     answer = _beginning(text[match.end() :])
     return answer if answer and not is_prose(answer) else None
@@ -290,43 +259,6 @@ def _narrowed(clause: str) -> str | None:
     if not is_prose(without_formulas(clause)) or not re.search(r"\d|\$|\\[(\[]", clause):
         return clause
     return closing_formula(clause) or closing_number(clause) or clause
-
-
-def _boxes(text: str) -> list[tuple[int, int, int]]:
-    """For each box that closes and is not blank: where it starts, where its inside starts, and where that ends."""
-    opened: list[tuple[int, int] | None] = []  # one entry per open brace: a box, or None for any other brace
-    boxes = []
-    for token in _BOX_TOKEN.finditer(text):
-        if token["box"]:
-            opened.append((token.start(), token.end()))
-        elif token["bare"]:
-            boxes.append((token.start(), token.start("bare"), token.end("bare")))
-        elif token[0] == "{":
-            opened.append(None)
-        elif token[0] == "}" and opened:
-            box = opened.pop()
-            if box and not _BLANK.fullmatch(text, box[1], token.start()):
-                boxes.append((*box, token.start()))
-    return boxes
-
-
-def _unclosed_box(text: str) -> str | None:
-    """The rest of the line after the last box, if no other brace is left open in it: the text lost its end."""
-    last = _last_match(re.compile(r"(?:\\{1,4}b|\x08|\\{1,4}f)(?:oxed|box)\s*\{"), text)
-    rest = text[last.end() :].strip() if last else ""
-    braces = re.findall(r"(?<!\\)[{}]", rest[: MAX_ANSWER_CHARS + 1])
-    return rest.rstrip("$. ") if "\n" not in rest and braces.count("{") == braces.count("}") else None
-
-
-def _are_joined(between: str) -> bool:
-    """Whether what stands between two boxes makes them one answer."""
-    if len(between) > 70 or "\n\n" in between or re.search(r"[.!?](?:\s|\W*$)", between):
-        return False
-    between = _DRESS.sub(" ", between)
-    words = set(re.findall(r"[a-z]+", between.lower()))
-    if words & _NEW_THOUGHT or re.search(r"\d", between):
-        return False
-    return bool(words & {"and", "or"}) or "," in between or ";" in between or not re.search(r"[\w=]", between)
 
 
 def _hashes(text: str) -> str | None:

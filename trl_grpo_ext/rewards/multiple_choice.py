@@ -6,8 +6,9 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from trl_grpo_ext.rewards.boxes import last_boxed
 from trl_grpo_ext.rewards.equivalence import answers_match, same_text
-from trl_grpo_ext.rewards.extraction import after_answer_is, after_hashes, after_thinking, last_answer_block, last_boxed
+from trl_grpo_ext.rewards.extraction import after_answer_is, after_hashes, after_thinking, last_answer_block
 from trl_grpo_ext.rewards.formulas import MAX_ANSWER_CHARS
 from trl_grpo_ext.rewards.marks import row_wise
 from trl_grpo_ext.rewards.notation import normalise, words_kept
