@@ -50,3 +50,7 @@ def test_unclosed_box(text: str, inside: str | None) -> None:
 def test_has_box() -> None:
     assert has_box(r"\boxed{") and has_box(r"\fbox 5")
     assert not has_box("boxed{4}")
+
+
+def test_is_linear_in_backslashes() -> None:
+    assert last_boxed("\\" * 2_000_000 + r"boxed{1}") == "1"  # quadratic code would need an hour

@@ -52,6 +52,7 @@ def test_numbers_may_be_left_out_by_option() -> None:
     texts = ["<answer>1 + 2</answer>", "<answer>1 + 2 + 2</answer>", "<answer>3</answer>"]
     reward = CountdownReward(use_all=False)
     assert reward(texts, target=[3, 5, 3], nums=[[1, 2, 9]] * 3) == [1.0, 0.0, 0.0]
+    assert countdown_reward(texts, target=[3, 5, 3], nums=[[1, 2, 9]] * 3) == [0.0] * 3
 
 
 def test_numbers_given_twice_conversational_and_missing_rows() -> None:
