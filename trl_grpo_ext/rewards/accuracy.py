@@ -1,22 +1,106 @@
-r"""The accuracy reward of DeepSeek-R1 (arXiv:2501.12948, §2.2.2): is the final answer the gold one?
-
-Three comparisons, the cheapest first: as text, as exact numbers, and symbolically with math-verify.
-"""
+r"""The accuracy reward of DeepSeek-R1 (arXiv:2501.12948, §2.2.2): is the final answer the gold one?"""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
-from trl_grpo_ext.rewards.extraction import extract_gold, extract_prediction, is_prose, last_number
+from trl_grpo_ext.rewards.equivalence import COMPARISONS, answers_match, same_text
+from trl_grpo_ext.rewards.extraction import (
+    EXTRACT_FROM,
+    after_thinking,
+    extract_gold,
+    extract_prediction,
+    is_marked,
+)
+from trl_grpo_ext.rewards.formulas import MAX_ANSWER_CHARS
 from trl_grpo_ext.rewards.marks import row_wise
-from trl_grpo_ext.rewards.numeric import normalise, parse_quantity, same_quantity
-from trl_grpo_ext.rewards.symbolic import symbolically_equal
 from trl_grpo_ext.rewards.text import completion_text
 
-_WORDS = re.compile(r"[^\W\d_]{2,}(?:[ -][^\W\d_]+)*")
-_CHOICE = re.compile(r"\(([A-Za-z])\)")
+GOLD_COLUMNS = ("solution", "answer")
+
+
+class AccuracyReward:
+    r"""1.0 where a completion's final answer equals the gold answer, 0.0 where not, None where there is no gold.
+
+    The answer is looked for in the places `extract_from` names, in that order, and compared with the gold one by the
+    comparisons `compare` names: as text, as exact numbers and part by part, and at last symbolically by math-verify
+    (`extraction.extract_prediction` and `equivalence.answers_match` say exactly how). A completion that is the gold
+    answer as text, and nothing else, is right wherever the answer is looked for. A completion without any answer earns
+    0.0, and so does one that answers only inside its thinking, before a `</think>` with nothing after it.
+
+    Safe against hostile answers (`9^{9^{9^{9}}}`, `99999999!`): see `symbolic.is_hostile`. Works in any thread.
+
+    Args:
+        extract_from: places, of `extraction.EXTRACT_FROM`; ("answer_tag",), say, to pay for answers in their tag only.
+        compare: comparisons, of `equivalence.COMPARISONS`, always the cheapest first; "text" is always among them.
+        gold_columns: the dataset columns that may hold the gold answer, in the dataset's own form: a plain answer or
+            number, GSM8K's `... #### 42`, a text with `\boxed{...}`, or `<answer>..</answer>`: see
+            `extraction.extract_gold`. A row's gold is that of the first column with a marked or short answer (a worked
+            solution in prose is passed over if a later column has one).
+
+    Raises:
+        ValueError: an option is empty or names something that does not exist.
+    """
+
+    __name__ = "accuracy_reward"
+    reward_is_row_wise = True
+
+    def __init__(
+        self,
+        extract_from: Sequence[str] = EXTRACT_FROM,
+        compare: Sequence[str] = COMPARISONS,
+        gold_columns: Sequence[str] = GOLD_COLUMNS,
+    ) -> None:
+        for name, value, known in (("extract_from", extract_from, EXTRACT_FROM), ("compare", compare, COMPARISONS)):
+            unknown = [item for item in value if item not in known]
+            if unknown or not value or isinstance(value, str):
+                raise ValueError(f"`{name}` is {value!r}: give one or more of {known}, in a list.")
+        if not gold_columns or isinstance(gold_columns, str):
+            raise ValueError(f"`gold_columns` is {gold_columns!r}: give a list of one or more dataset columns.")
+        self.extract_from, self.compare, self.gold_columns = tuple(extract_from), tuple(compare), tuple(gold_columns)
+
+    def __call__(self, completions: Sequence[Any], **columns: Any) -> list[float | None]:
+        """Rewards of `B` completions, each a string or a list of messages (the last assistant message is judged).
+
+        Args:
+            completions: `B` completions.
+            **columns: the dataset's columns, `B` values each, of which the gold ones are read; the rest is ignored.
+
+        Returns:
+            `B` rewards: 1.0, 0.0, or None (the row then has no say in the group's baseline).
+
+        Raises:
+            ValueError: there is none of the gold columns, or its length differs from the number of completions.
+            TypeError: a gold value is neither text nor a number.
+        """
+        found = {name: columns[name] for name in self.gold_columns if columns.get(name) is not None}
+        if not found:
+            names = " nor ".join(f"`{name}`" for name in self.gold_columns)
+            raise ValueError(
+                f"accuracy_reward found neither {names} among the columns to compare with: add one of them to the "
+                f"dataset, or name the column that holds the gold answers: AccuracyReward(gold_columns=[...])."
+            )
+        for name, column in found.items():
+            if len(column) != len(completions):
+                raise ValueError(
+                    f"`{name}` has {len(column)} values for {len(completions)} completions; need one for each."
+                )
+        golds = [gold_answer(row) for row in zip(*found.values(), strict=True)]
+        return [
+            None if gold is None else float(self._is_right(completion_text(completion), gold))
+            for completion, gold in zip(completions, golds, strict=True)
+        ]
+
+    def _is_right(self, text: str, gold: str) -> bool:
+        whole = after_thinking(text).strip()
+        if len(whole) <= MAX_ANSWER_CHARS and same_text(gold, whole):
+            return True
+        prediction = extract_prediction(text, self.extract_from)
+        return prediction is not None and answers_match(gold, prediction, self.compare)
+
+
+_DEFAULT = AccuracyReward()
 
 
 @row_wise
@@ -26,20 +110,14 @@ def accuracy_reward(
     answer: Sequence[Any] | None = None,
     **kwargs: Any,
 ) -> list[float | None]:
-    r"""1.0 where a completion's final answer equals the gold answer, 0.0 where not, None where there is no gold.
+    """1.0 where a completion's final answer equals the gold answer of its row, 0.0 where not, None without a gold one.
 
-    The gold answer is the row's `solution`, or else its `answer` (also where a row's `solution` holds none), in the
-    dataset's own form: a plain answer or number, GSM8K's `... #### 42`, a text with `\boxed{...}`, or
-    `<answer>..</answer>`. See `extraction.extract_gold`; and `extraction.extract_prediction` for where in a completion
-    the answer is looked for. A completion without any answer earns 0.0, and so does one that answers only inside its
-    thinking.
-
-    Safe against hostile answers (`9^{9^{9^{9}}}`, `99999999!`): see `symbolic.is_hostile`. Works in any thread.
+    `AccuracyReward` with its defaults, which says where answers are looked for and how they are compared.
 
     Args:
         completions: `B` completions, each a string or a list of messages (the last assistant message is judged).
         solution: the dataset's `solution` column, `B` values.
-        answer: the dataset's `answer` column, `B` values; read if there is no `solution`.
+        answer: the dataset's `answer` column, `B` values; read where `solution` holds no gold answer.
         **kwargs: whatever else a trainer passes; ignored.
 
     Returns:
@@ -49,70 +127,22 @@ def accuracy_reward(
         ValueError: neither column is given, or a column's length differs from the number of completions.
         TypeError: a gold value is neither text nor a number.
     """
-    if solution is None and answer is None:
-        raise ValueError(
-            "accuracy_reward found neither a `solution` nor an `answer` column to compare with: add one of them to the "
-            "dataset, or rename the column that holds the gold answers."
+    return _DEFAULT(completions, solution=solution, answer=answer)
+
+
+def gold_answer(values: Sequence[Any]) -> str | None:
+    """The gold answer of one row: of the first value that marks it or is short, or else of the first that holds any."""
+    texts = [_gold_text(value) for value in values]
+    candidates = [(text, extract_gold(text)) for text in texts if text is not None]
+    golds = [(text, gold) for text, gold in candidates if gold is not None]
+    return next((gold for text, gold in golds if is_marked(text)), golds[0][1] if golds else None)
+
+
+def _gold_text(value: Any) -> str | None:
+    if isinstance(value, bool) or not isinstance(value, (str, int, float, type(None))):
+        raise TypeError(
+            f"a gold answer must be text or a number, got {type(value).__name__}: {value!r:.200}. "
+            f"Convert the column before training."
         )
-    for name, column in (("solution", solution), ("answer", answer)):
-        if column is not None and len(column) != len(completions):
-            raise ValueError(
-                f"`{name}` has {len(column)} values for {len(completions)} completions; need one for each."
-            )
-    columns = [column for column in (solution, answer) if column is not None]
-    golds = [_first_gold(row) for row in zip(*columns, strict=True)]
-    return [
-        None if gold is None else _reward(completion_text(completion), gold)
-        for completion, gold in zip(completions, golds, strict=True)
-    ]
-
-
-def answers_match(gold: str, prediction: str) -> bool:
-    r"""Whether two extracted answers are the same: as normalised text, as exact numbers, or by math-verify.
-
-    As text: white space, math delimiters and `\text{}` do not count, nor does the case of words. As numbers: see
-    `numeric.same_quantity`; two numbers that clearly differ are not handed on to math-verify.
-    """
-    gold_text, prediction_text = normalise(gold), normalise(prediction)
-    if _comparable(gold_text) == _comparable(prediction_text):
-        return bool(gold_text)
-    gold_number, prediction_number = parse_quantity(gold_text), parse_quantity(prediction_text)
-    if gold_number is not None and prediction_number is not None:
-        same = same_quantity(gold_number, prediction_number)
-        if same is not None:
-            return same
-    if _is_sentence(prediction) or _is_sentence(gold):
-        # math-verify would search a sentence for anything to parse; the one thing we accept in it is its last number.
-        number = parse_quantity(last_number(prediction_text) or "")
-        return gold_number is not None and number is not None and same_quantity(gold_number, number) is True
-    return symbolically_equal(gold, prediction)
-
-
-def _reward(text: str, gold: str) -> float:
-    prediction = extract_prediction(text)
-    return 1.0 if prediction is not None and answers_match(gold, prediction) else 0.0
-
-
-def _first_gold(row: tuple[Any, ...]) -> str | None:
-    for value in row:
-        if isinstance(value, bool) or not isinstance(value, (str, int, float, type(None))):
-            raise TypeError(
-                f"a gold answer must be text or a number, got {type(value).__name__}: {value!r:.200}. "
-                f"Convert the column before training."
-            )
-        missing = value is None or value != value  # NaN: how a table marks an empty cell
-        gold = None if missing else extract_gold(str(value))
-        if gold is not None:
-            return gold
-    return None
-
-
-def _is_sentence(text: str) -> bool:
-    return is_prose(text) and not any(opening in text for opening in ("$", r"\(", r"\["))
-
-
-def _comparable(text: str) -> str:
-    choice = _CHOICE.fullmatch(text)
-    if choice:
-        return choice[1]
-    return text.casefold() if _WORDS.fullmatch(text) else text
+    missing = value is None or value != value  # NaN: how a table marks an empty cell
+    return None if missing else str(value)

@@ -17,13 +17,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-MAX_DIGITS = 24  # of a number
+from trl_grpo_ext.rewards.exact_arithmetic import Expression, NotArithmetic
+
 MAX_TOKENS = 64  # of a side
 
 _ANNOTATION = re.compile(r"<<([^<>\n]{1,200})>>")
 _FRAC = re.compile(r"\\[dtc]?frac\s{0,4}\{([^{}]{1,80})\}\s{0,4}\{([^{}]{1,80})\}")
 _BOXED = re.compile(r"\\boxed\s{0,4}\{([^{}]{1,80})\}")
-_LIST_MARK = re.compile(r"^[ \t]{0,16}(?:[-*+•]|\(?\d{1,3}[.)])[ \t]+", re.MULTILINE)
+# "- 5 + 3" may be a point of a list, or negative: such a dash stays, and is no sign as white space follows it
+_LIST_MARK = re.compile(r"^[ \t]{0,16}(?:[*+•]|-(?![ \t]*[\d(.\\])|\(?\d{1,3}[.)])[ \t]+", re.MULTILINE)
 _LATEX = re.compile(
     r"\\(?:times|cdot|ast|div|left|right)(?![a-zA-Z])|\\\\[ \t]{0,8}\n?[ \t]{0,16}(?=&?=)|\n[ \t]*(?=&?=)"
     r"|\\[$%!,;:> \\()\[\]]|\{,\}"
@@ -69,10 +71,6 @@ class _Side:
     readings: tuple[Fraction, ...]  # two where there is a percent sign: 20 % may be meant as 0.2 or as 20
     decimals: tuple[int | None, ...]  # of a single number as written; None for anything longer
     operators: int
-
-
-class _NotArithmetic(ValueError):
-    """This side is not judged."""
 
 
 def arithmetic_claims(text: str) -> list[bool]:
@@ -131,7 +129,7 @@ def _judged(run: _Run, left: _Stop, right: _Stop) -> Iterator[bool]:
     sides = [side if len(side) <= MAX_TOKENS else [] for side in sides]  # an empty side is not judged
     values = [_value([token.group() for token in side]) for side in sides]
     if sides[0]:
-        values[0] = _value(_without_open(sides[0])) if _may_begin(sides[0][0], left) else None
+        values[0] = _value(_without_open(sides[0])) if _may_begin(sides[0], left) else None
     if values[0] is not None and not values[0].operators and left and left.group() not in _MAY_PRECEDE_NUMBER:
         values[0] = None  # "Day 1 = 3 + 4" is a label, f(2) = 3 + 4 a function
     if sides[-1]:
@@ -163,8 +161,11 @@ def _without_close(side: _Run) -> list[str]:
     return tokens
 
 
-def _may_begin(first: re.Match[str], stop: _Stop) -> bool:
+def _may_begin(side: _Run, stop: _Stop) -> bool:
     """Whether what stands before a side leaves its value alone."""
+    first, *rest = side
+    if first.group() == "-" and rest and rest[0].start() > first.end():
+        return False
     if stop is None or stop.group() == "\n":
         return True
     attached = stop.end() == first.start()
@@ -206,9 +207,9 @@ def _value(tokens: Sequence[str]) -> _Side | None:
         return None
     factors = [Fraction(1, 100), Fraction(1)] if "%" in tokens else [Fraction(1)]
     try:
-        expressions = [_Expression(tokens, factor) for factor in factors]
+        expressions = [Expression(tokens, factor) for factor in factors]
         readings = tuple(expression.value() for expression in expressions)
-    except _NotArithmetic:
+    except NotArithmetic:
         return None
     number = tokens[1] if tokens[0] == "-" and len(tokens) > 1 else tokens[0]
     places: list[int | None] = [None] * len(factors)
@@ -233,77 +234,3 @@ def _is_rounded(exact: Fraction, stated: Fraction, decimals: int | None) -> bool
     error = abs(exact) - abs(stated) if exact * stated >= 0 else abs(exact) + abs(stated)
     step = Fraction(1, 10**decimals)
     return -step / 2 <= error < step
-
-
-class _Expression:
-    """Numbers, + - * / and parentheses, evaluated exactly.
-
-    Raises:
-        _NotArithmetic: the tokens are no expression, a number is too long, a divisor is 0, or it is not clear what is
-            divided: 6 / 2(1 + 2).
-    """
-
-    def __init__(self, tokens: Sequence[str], percent: Fraction) -> None:
-        self._tokens, self._percent, self._next = tokens, percent, 0
-        self.operators = self.numbers = 0
-        self._divides = self._multiplies_silently = False
-
-    def value(self) -> Fraction:
-        """The value of the whole."""
-        value = self._sum()
-        if self._next < len(self._tokens) or (self._divides and self._multiplies_silently):
-            raise _NotArithmetic
-        return value
-
-    def _peek(self) -> str:
-        return self._tokens[self._next] if self._next < len(self._tokens) else ""
-
-    def _take(self) -> str:
-        self._next += 1
-        return self._tokens[self._next - 1]
-
-    def _sum(self) -> Fraction:
-        value = self._product()
-        while self._peek() in ("+", "-"):
-            sign = 1 if self._take() == "+" else -1
-            self.operators += 1
-            value += sign * self._product()
-        return value
-
-    def _product(self) -> Fraction:
-        value = self._factor()
-        while self._peek() in ("*", "/", "("):
-            silent = self._peek() == "("
-            divides = not silent and self._take() == "/"
-            self.operators += 1
-            self._multiplies_silently |= silent
-            self._divides |= divides
-            factor = self._factor()
-            if divides and factor == 0:
-                raise _NotArithmetic
-            value = value / factor if divides else value * factor
-        return value
-
-    def _factor(self) -> Fraction:
-        token = self._peek()
-        if token == "-":
-            self._take()
-            return -self._factor()
-        if token == "(":
-            self._take()
-            value = self._sum()
-            if self._peek() != ")":
-                raise _NotArithmetic
-            self._take()
-        elif token[:1].isdigit() or token[:1] == ".":
-            self._take()
-            self.numbers += 1
-            if len(token) > MAX_DIGITS:
-                raise _NotArithmetic
-            value = Fraction(token.replace(",", ""))
-        else:
-            raise _NotArithmetic
-        if self._peek() == "%":
-            self._take()
-            value *= self._percent
-        return value

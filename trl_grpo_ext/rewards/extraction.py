@@ -7,66 +7,112 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-MAX_ANSWER_CHARS = 512  # a final answer is short; whatever is longer is prose and is not compared as one answer
+from trl_grpo_ext.rewards.boxes import has_box, last_boxed, unclosed_box
+from trl_grpo_ext.rewards.formulas import MAX_ANSWER_CHARS, formulas, is_prose, without_formulas
+from trl_grpo_ext.rewards.notation import normalise
+from trl_grpo_ext.rewards.numeric import is_unit, parse_quantity
 
-_BOX_TOKEN = re.compile(
-    # \\+: some datasets escape the backslash twice
-    r"(?P<box>\\+(?:boxed|fbox)\s*\{)|\\+(?:boxed|fbox)\s+(?P<bare>[^\s{}$\\]+)|\\.|[{}]",
-    re.DOTALL,
+_ANSWER = (
+    r"(?:\banswers?\b|\br[ée]ponse\b|\brespuesta\b|\bantwort\b|\bresposta\b|\brisposta\b|\bответ\w*|答案|答え|答(?=[:：])"
+    r"|उत्तर|الجواب|الإجابة)"
 )
-_ANSWER_IS = re.compile(r"\banswer\b[\s*_]*(?:is|are|[:=])[\s*_:]*", re.IGNORECASE)
-_SENTENCE_END = re.compile(r"[.!?;](?=\s|$)|\*\*|\n")
-_FORMULA_ENDS = {"$$": "$$", "$": "$", r"\(": r"\)", r"\[": r"\]"}
+_IS = r"(?:\b(?:is|are|est|es|ist|è|é|equals)\b|[:：=]|是|为|為|は|है|هو|هي|[-–—](?=\s))"
+_ANSWER_IS = re.compile(
+    rf"{_ANSWER}(?:[\s*_]*|,?\s+(?:to|for|in|of|based|given|after|rounded)\b[^.!?\n$\\:]{{0,60}}?\s){_IS}[\s*_:：]*",
+    re.IGNORECASE,
+)
+_FINAL_ANSWER_IS = re.compile(r"\bfinal answer\b(?:[\s*_]*|[^.!?\n$\\]{0,100}?\s)(?:is\b|:)[\s*_:]*", re.IGNORECASE)
+_SENTENCE_END = re.compile(r"[.!?](?=\s|$)|\*\*|\n|[。！？]|<\|")
+_QUOTES = " \t\r\n\"'`*_“”"
+
 _NUMBER = re.compile(
     r"(?<![A-Za-z_\d])(?<!\d[.,])"  # not the tail of a name (x2) or of another number
     r"(?:(?<![\w)\]}])[-+\u2212])?(?:\\?[$€£])?[-\u2212]?"
     r"(?:\\[dt]?frac\{-?\d+\}\{-?\d+\}|(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?|\.\d+)(?:\\?%)?"
 )
-_WORD = re.compile(r"(?<![^\W\d_])(?<!\\)[^\W\d_]{2,}")
-_TEXT_COMMAND = re.compile(r"\\(?:text|textbf|textit|textrm|textnormal|mbox|mathrm|mathbf|operatorname)\{[^{}]*\}")
+_TRIVIAL = re.compile(r"\\?[A-Za-z]+(?:_\{?\w+\}?)?'*(?:\s*\(\s*[A-Za-z](?:\s*,\s*[A-Za-z])*\s*\))?")
+_AND = re.compile(r"\s*(?:,?\s*(?:and|or)\b|[,;])\s*(?=\$|\\[(\[])")
+_SCALE = re.compile(r"\s*(?:\\?%|percent\b|(?:(?:hundred|thousand|million|billion|trillion|dozen)\b\s*)+)")
+_LEADING_WORDS = re.compile(
+    r"(?:(?:approximately|about|around|roughly|exactly|only|just|simply|equal to|that)\s+)+", re.I
+)
+_REASON = re.compile(r"[,;]?\s+(?:because|since|which|whereas|meaning)\b|[,;]\s+(?:as|so|i\.e\.|that is)\b|;\s")
+_GOES_ON = re.compile(  # the number is not the whole of it: 3 (x + 1), 2 or 3, 12 boys and 5 girls
+    r"\s*[-+*/=^\\{\[]|\s*\((?![^()]*[A-Za-z]{3})|\s*,?\s*(?:or|and|,)\s*\$?\d"
+    r"|\s+[A-Za-z]+,?\s+(?:and|or)\s+\$?\d|\s+[A-Za-z]+\s*[*/+=×]"
+)
+_UNIT_WORD = re.compile(r"\s*([A-Za-z]{1,16})(?![A-Za-z])")
+_BRACKET = re.compile(r"\s+\((?=[^()]*[A-Za-z]{3})")
 
 
 def extract_gold(text: str) -> str | None:
     r"""The gold answer in a dataset's own form, or None where there is none to be read.
 
     The inside of the last `<answer>..</answer>` if there is one; in it, what follows the last `####` on its line
-    (GSM8K), or else the last `\boxed{...}` (MATH), or else the text itself. None for a blank result, for a `\boxed`
-    that never closes and for a plain text longer than `MAX_ANSWER_CHARS`.
+    (GSM8K), or else the last `\boxed{...}` (MATH), or else, of prose, what follows its last "the answer is", or else
+    the text itself. None for a blank result, for a `\boxed` that was cut off within another brace, and for a plain text
+    longer than `MAX_ANSWER_CHARS`.
     """
     text = last_answer_block(text) or text
     if "####" in text:
         answer = after_hashes(text)
-    elif re.search(r"\\boxed|\\fbox", text):
-        answer = last_boxed(text)
+    elif has_box(text):
+        answer = last_boxed(text) or unclosed_box(text)
     else:
-        answer = text.strip()
+        stated = (after_final_answer(text) or after_answer_is(text)) if is_prose(text) else None
+        answer = stated or text.strip()
     return answer if answer and len(answer) <= MAX_ANSWER_CHARS else None
 
 
-def extract_prediction(text: str) -> str | None:
+def is_marked(text: str) -> bool:
+    r"""Whether a text marks its answer (`<answer>`, `####`, `\boxed`, "the answer is") or is short enough to be one."""
+    marked = "####" in text or last_answer_block(text) is not None or has_box(text)
+    return marked or not is_prose(text) or len(text.split()) < 3 or _ANSWER_IS.search(text) is not None
+
+
+def extract_prediction(text: str, extract_from: Sequence[str] | None = None) -> str | None:
     r"""The final answer of a completion, or None if it states none.
 
-    Looked for in what follows the thinking (after the last `</think>`; a `<think>` that never closes has nothing
-    after it), in this order:
+    Looked for in what follows the thinking (see `after_thinking`), in the places named in `extract_from`, in that
+    order; by default all of `EXTRACT_FROM`:
 
-    1. the last `<answer>..</answer>`, narrowed by rules 2 to 4 to the answer it holds;
-    2. the last `\boxed{...}`;
-    3. what follows the last `####` on its line;
-    4. what follows the last "the answer is" or "answer:";
-    5. a text that is nothing but one formula, or the formula that the text ends in (`$..$`, `\(..\)`, `\[..\]`);
-    6. the last number.
+    1. "answer_tag": the last `<answer>..</answer>`, narrowed by rules 2 to 5 to the answer it holds;
+    2. "final_answer": what follows the last "the final answer is", if no box and no `####` comes after it;
+    3. "boxed": the last `\boxed{...}`, and boxes joined to it: `\boxed{2} and \boxed{3}` is the list 2, 3;
+    4. "hashes": what follows the last `####` on its line;
+    5. "answer_is": what follows the last "the answer is" or "answer:" (also in some other languages): a formula, the
+       number it begins with, or else the last formula or number of the sentence;
+    6. "formula": a text that is nothing but one formula or quantity, or the last formula that no number follows
+       (`$..$`, `\(..\)`, `\[..\]`);
+    7. "last_number": the last number and its unit, or, if its sentence begins with the result of the last equation,
+       that result ("... = 34. So it takes 34 hours in 4 weeks.").
 
-    Where that finds nothing, an `<answer>` block inside the thinking counts: it is marked as final, unlike any other
-    number a model writes on its way.
+    Raises:
+        ValueError: `extract_from` names a place that is not among these.
     """
-    final = _after_thinking(text)
-    for part in (last_answer_block(final), final, last_answer_block(text)):
-        answer = _stated_answer(part, is_block=part is not final) if part else None
+    places = EXTRACT_FROM if extract_from is None else extract_from
+    unknown = [place for place in places if place not in EXTRACT_FROM]
+    if unknown:
+        raise ValueError(f"`extract_from` names {unknown}: choose from {EXTRACT_FROM}.")
+    final = after_thinking(text)
+    for place in places:
+        answer = _PLACES[place](final)
         if answer:
-            return answer
+            return answer if len(answer) <= MAX_ANSWER_CHARS else last_number(answer)
     return None
+
+
+def after_thinking(text: str) -> str:
+    """What follows the last `</think>`.
+
+    Where a `<think>` never closes, what precedes it, and the last `<answer>..</answer>` in it: to state the answer ends
+    the thinking, even if the tag was forgotten. A block before a `</think>` is part of the thinking.
+    """
+    before, opened, thinking = text.rpartition("</think>")[2].partition("<think>")
+    block = last_answer_block(thinking) if opened else None
+    return f"{before}<answer>{block}</answer>" if block else before
 
 
 def last_answer_block(text: str) -> str | None:
@@ -83,41 +129,42 @@ def last_answer_block(text: str) -> str | None:
     return None
 
 
-def last_boxed(text: str) -> str | None:
-    r"""The inside of the last `\boxed{...}` (or `\fbox{...}`, or `\boxed 5`) whose braces balance, stripped."""
-    opened: list[int | None] = []  # one entry per open brace: where a box's inside starts, None for any other brace
-    best: tuple[int, str] | None = None
-    for token in _BOX_TOKEN.finditer(text):
-        if token["box"]:
-            opened.append(token.end())
-        elif token["bare"]:
-            best = max(best or (-1, ""), (token.start("bare"), token["bare"].rstrip(".,;")))
-        elif token[0] == "{":
-            opened.append(None)
-        elif token[0] == "}" and opened:
-            start = opened.pop()
-            if start is not None and (best is None or start > best[0]):
-                best = (start, text[start : token.start()])
-    return best[1].strip() or None if best else None
-
-
 def after_hashes(text: str) -> str | None:
     """What follows the last `####` on its line, stripped; None without one."""
     _, hashes, rest = text.rpartition("####")
     return rest.strip().split("\n", 1)[0].strip() or None if hashes else None
 
 
-def after_answer_is(text: str) -> str | None:
-    """What follows the last "the answer is" or "answer:", up to the end of its formula or sentence."""
-    match = _last_match(_ANSWER_IS, text)
-    if match is None:
+def after_final_answer(text: str) -> str | None:
+    """What follows the last "the final answer is", if that is a formula or a number and no other mark comes later."""
+    match = _last_match(_FINAL_ANSWER_IS, text)
+    if match is None or has_box(text[match.end() :]) or text.find("####", match.end()) != -1:
         return None
-    rest = text[match.end() :].lstrip()
-    formula = _leading_formula(rest)
-    if formula is not None:
-        return formula
-    end = _SENTENCE_END.search(rest)
-    return rest[: end.start() if end else None].strip() or None
+    answer = _beginning(text[match.end() :])
+    return answer if answer and not is_prose(answer) else None
+
+
+def after_answer_is(text: str) -> str | None:
+    """What follows the last "the answer is" or "answer:", up to the end of its formula or sentence, narrowed."""
+    match = _last_match(_ANSWER_IS, text)
+    return _beginning(text[match.end() :]) if match else None
+
+
+def closing_formula(text: str) -> str | None:
+    r"""A text that is one formula or quantity, or the last formula that is more than a name, if no number follows."""
+    text = text.strip()
+    if 0 < len(text) <= MAX_ANSWER_CHARS and "\n" not in text:
+        if not is_prose(without_formulas(text)):
+            return text if re.search(r"\w", text) else None
+        if parse_quantity(normalise(text)) is not None:  # 5 million
+            return text
+    last = None
+    for start, end, inside in formulas(text):
+        if not _TRIVIAL.fullmatch(inside):
+            last = (start, end, inside)
+    if last is None or re.search(r"\d", without_formulas(text[last[1] :])):
+        return None
+    return last[2]
 
 
 def last_number(text: str) -> str | None:
@@ -126,16 +173,102 @@ def last_number(text: str) -> str | None:
     return match[0] if match else None
 
 
-def is_prose(text: str) -> bool:
-    r"""Whether a text holds words, outside of `\text{}` and beyond what a formula has (`sin`, `or`, `mod`)."""
-    words = [word for word in _WORD.findall(_TEXT_COMMAND.sub(" ", text)) if word.lower() not in _FORMULA_WORDS]
-    return any(len(word) > 3 for word in words) or len(words) > 1
+def closing_number(text: str) -> str | None:
+    """The last number and its unit, or the result of the last equation if the last one's sentence begins with that."""
+    last, result = _last_match(_NUMBER, text), _last_match(_RESULT, text)
+    if last is None:
+        return None
+    if result is None or result.end() >= last.end():
+        return _with_unit(last, text)
+    sentence = re.split(r"[.!?]\s|[。！？\n]|\\\]", text[result.end() : last.start()])[-1]
+    first = _NUMBER.search(sentence)
+    if first and _digits(first[0]) == _digits(result["number"]):
+        return _with_unit(first, sentence)
+    return _with_unit(last, text)
 
 
-_FORMULA_WORDS = frozenset(
-    "sin cos tan cot sec csc sinh cosh tanh arcsin arccos arctan log ln exp lg max min gcd lcm mod sqrt pi "
-    "and or matrix pmatrix bmatrix vmatrix array cases begin end frac infty".split()
-)
+def _with_unit(number: re.Match[str], text: str) -> str:
+    """A number in running text with its scale and its unit, if these follow it: `5 million`, `30 minutes`."""
+    scale = _SCALE.match(text, number.end())
+    end = scale.end() if scale else number.end()
+    word = _UNIT_WORD.match(text, end)
+    end = word.end() if word and is_unit(word[1]) else end
+    return text[number.start() : end].rstrip()
+
+
+_RESULT = re.compile(rf"=\s*(?P<number>{_NUMBER.pattern})")
+
+
+def _answer_block(text: str) -> str | None:
+    block = last_answer_block(text)
+    if block is None:
+        return None
+    for find in (after_final_answer, last_boxed, after_hashes, after_answer_is):
+        answer = find(block)
+        if answer:
+            return answer
+    if len(block) > MAX_ANSWER_CHARS or "\n" in block:
+        return closing_formula(block) or closing_number(block)
+    return _narrowed(block)
+
+
+def _beginning(text: str) -> str | None:
+    """The formulas that a text begins with, or else its first sentence, narrowed."""
+    text = text.lstrip(_QUOTES).removeprefix('\\"').lstrip(_QUOTES.replace("*", ""))
+    formula = _leading_formulas(text)
+    if formula:
+        return formula
+    end = _SENTENCE_END.search(text)
+    return _narrowed(text[: end.start() if end else None].strip(_QUOTES)) or None
+
+
+def _leading_formulas(text: str) -> str | None:
+    r"""`$x = 1$ or $x = 2$` where a text begins with it; not `$18 and $`, which is money."""
+    spans = formulas(text)
+    first = next(spans, None)
+    if first is None or first[0] != 0:
+        return None
+    _, end, inside = first
+    is_list = False
+    for start, following_end, _ in spans:
+        joint = _AND.match(text, end)
+        if not joint or joint.end() != start:
+            break
+        end, is_list = following_end, True
+    scale = _SCALE.match(text, end)
+    return (text[:end] if is_list else inside) + (scale[0].rstrip() if scale else "")
+
+
+def _narrowed(clause: str) -> str | None:
+    """The answer in a sentence that states it: the number it begins with, the last formula or number, or all of it."""
+    if len(clause) > 4 * MAX_ANSWER_CHARS:
+        return closing_number(clause)
+    if not is_prose(without_formulas(clause)):
+        return clause
+    reason = _REASON.search(clause, 1)
+    clause = clause[: reason.start()].rstrip(",;: ") if reason else clause
+    words = _LEADING_WORDS.match(clause)
+    number = _NUMBER.match(clause, words.end() if words else 0)
+    if number and not _GOES_ON.match(clause, number.end()):
+        rest = clause[number.end() :]
+        bracket = _BRACKET.search(rest)
+        rest = rest[: bracket.start()] if bracket else rest
+        scale = _SCALE.match(rest)
+        has_more = re.search(r"\d", rest) or len(rest.split()) > 3
+        return number[0] + (rest.rstrip(",;: ") if not has_more else scale[0].rstrip() if scale else "")
+    if not is_prose(without_formulas(clause)) or not re.search(r"\d|\$|\\[(\[]", clause):
+        return clause
+    return closing_formula(clause) or closing_number(clause) or clause
+
+
+def _hashes(text: str) -> str | None:
+    answer = after_hashes(text)
+    # A heading of that level ("#### Conclusion") is no answer, unless nothing follows it.
+    return None if answer and is_prose(answer) and not text.rstrip().endswith(answer) else answer
+
+
+def _digits(number: str) -> str:
+    return re.sub(r"[^\d./-]", "", number)
 
 
 def _last_match(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
@@ -143,38 +276,13 @@ def _last_match(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
     return last[0] if last else None
 
 
-def _after_thinking(text: str) -> str:
-    text = text.rpartition("</think>")[2]
-    return text.partition("<think>")[0]
-
-
-def _stated_answer(text: str, is_block: bool) -> str | None:
-    finders: tuple[Callable[[str], str | None], ...] = (last_boxed, after_hashes, after_answer_is)
-    for find in finders:
-        answer = find(text)
-        if answer:
-            return answer if len(answer) <= MAX_ANSWER_CHARS else last_number(answer)
-    text = text.strip()
-    fits = 0 < len(text) <= MAX_ANSWER_CHARS
-    if fits and (is_block or ("\n" not in text and not is_prose(text))):
-        return text
-    return _closing_formula(text[-MAX_ANSWER_CHARS:]) or last_number(text)
-
-
-def _leading_formula(text: str) -> str | None:
-    for start, end in _FORMULA_ENDS.items():
-        if text.startswith(start):
-            close = text.find(end, len(start))
-            return text[len(start) : close].strip() or None if close != -1 else None
-    return None
-
-
-def _closing_formula(text: str) -> str | None:
-    text = text.rstrip(" \n\t.,;*")
-    for start, end in _FORMULA_ENDS.items():
-        if text.endswith(end) and not text.endswith("\\" + end):
-            inside = text[: -len(end)]
-            opening = inside.rfind(start)
-            if opening != -1:
-                return inside[opening + len(start) :].strip() or None
-    return None
+_PLACES: dict[str, Callable[[str], str | None]] = {
+    "answer_tag": _answer_block,
+    "final_answer": after_final_answer,
+    "boxed": last_boxed,
+    "hashes": _hashes,
+    "answer_is": after_answer_is,
+    "formula": closing_formula,
+    "last_number": closing_number,
+}
+EXTRACT_FROM = tuple(_PLACES)

@@ -31,17 +31,19 @@ from trl_grpo_ext.rewards.outcome import as_number, short
 
 # Reward functions, which take no options
 _FUNCTIONS = {
-    "accuracy": "trl_grpo_ext.rewards.accuracy:accuracy_reward",
     "think_answer_format": "trl_grpo_ext.rewards.format:think_answer_format_reward",
     "think_format": "trl_grpo_ext.rewards.format:think_format_reward",
 }
 # What makes reward functions out of options
 _MAKERS = {
+    "accuracy": "trl_grpo_ext.rewards.accuracy:AccuracyReward",
     "combine": "trl_grpo_ext.rewards.registry:_combine",
     "cosine_length": "trl_grpo_ext.rewards.length:CosineLengthReward",
+    "countdown": "trl_grpo_ext.rewards.countdown:CountdownReward",
     "format": "trl_grpo_ext.rewards.format:FormatReward",
     "language": "trl_grpo_ext.rewards.language:LanguageConsistencyReward",
     "length": "trl_grpo_ext.rewards.length:LengthReward",
+    "multiple_choice": "trl_grpo_ext.rewards.multiple_choice:MultipleChoiceReward",
     "repetition": "trl_grpo_ext.rewards.repetition:repetition_reward",
     "safety": "trl_grpo_ext.rewards.safety:SafetyReward",
     "soft_overlong": "trl_grpo_ext.rewards.length:soft_overlong_reward",

@@ -13,7 +13,6 @@ ever longer windows meanwhile (quadratic time for a policy that writes such byte
 
 from __future__ import annotations
 
-import os
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -175,7 +174,7 @@ class _Alignment:
         ids = [self.ids[waiting] for waiting in self._waiting]
         before, window = self._decoder.decode(self._context), self._decoder.decode(self._context + ids)
         gained = window[len(before) + self._shown :]
-        complete = os.path.commonprefix([gained, self._text[self._at : self._at + len(gained)]])  # noqa: RUF071 (characters are meant)
+        complete = _common_beginning(gained, self._text[self._at : self._at + len(gained)])
         alone = self._decoder.decode(ids)[self._shown :]
         if window.startswith(before) and self._fits(gained):
             self._settle(position, gained)
@@ -213,3 +212,10 @@ class _Alignment:
         kept = [] if gained else self._context
         self._context = (kept + [self.ids[waiting] for waiting in self._waiting])[-_CONTEXT:]
         self._waiting, self._unclear, self._shown = [], [], 0
+
+
+def _common_beginning(one: str, other: str) -> str:
+    for position, (a, b) in enumerate(zip(one, other, strict=False)):
+        if a != b:
+            return one[:position]
+    return one[: len(other)]
