@@ -9,6 +9,7 @@ A worked addition goes column by column, units first, each column with the carry
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,6 +42,18 @@ def operands(prompt: str) -> tuple[int, int]:
     """The two numbers that a prompt asks to add."""
     a, b = prompt.rstrip("=").split("+")
     return int(a), int(b)
+
+
+def right_columns(prompts: Sequence[str], steps: Sequence[Sequence[str]], **kwargs: object) -> list[list[float]]:
+    """Judge of steps, for process supervision: 1 for each that is what a worked addition has in its place.
+
+    Steps are what white space separates: the columns, the last one with the answer.
+    """
+    truths = [worked_addition(*operands(prompt)).split() for prompt in prompts]
+    return [
+        [float(i < len(truth) and step == truth[i]) for i, step in enumerate(own)]
+        for truth, own in zip(truths, steps, strict=True)
+    ]
 
 
 @dataclass(frozen=True, slots=True)
