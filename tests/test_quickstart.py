@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ from recipes.embedded_task import (
     make_splits,
     make_tokenizer,
     operands,
+    right_columns,
     worked_addition,
 )
 
@@ -77,6 +79,13 @@ def test_warm_up_shows_right_additions_only() -> None:
     for row in rows:
         assert row["completion"] == worked_addition(*operands(row["prompt"]))
         assert row["completion"].endswith(f"<answer>{row['solution']}</answer>")
+
+
+def test_columns_are_judged_in_their_places() -> None:
+    steps = "<think>5+6+0=11 7+8+1=16 4+3+1=8</think><answer>861</answer>".split()
+    wrong_carry = ["<think>5+6+0=11", "7+8+0=15", "4+3+1=8</think><answer>851</answer>", "more"]
+    judged = right_columns(["475+386=", "475+386=", "75+72="], [steps, wrong_carry, ["<think>5+2+0=7"]])
+    assert judged == [[1, 1, 1], [1, 0, 0, 0], [1]]
 
 
 def test_model_has_about_a_million_parameters_and_a_seed() -> None:
@@ -139,3 +148,25 @@ def test_quickstart_adapter_loads_with_plain_peft(finished_run: tuple[Path, dict
     right = [text.endswith(f"<answer>{row['solution']}</answer>") for text, row in zip(texts, rows, strict=True)]
     # transformers' own decoding rounds differently: one problem in 400 may be a near tie
     assert sum(right) / len(right) == pytest.approx(metrics["accuracy_after"], abs=2 / 400)
+
+
+def test_quickstart_trains_on_process_rewards(finished_run: tuple[Path, dict[str, Any], str], tmp_path: Path) -> None:
+    """From the same warmed-up model; what a whole run of it learns is in the recipe's docstring."""
+    output_dir, outcome, _ = finished_run
+    command = [sys.executable, ROOT / "recipes" / "quickstart.py", "--rewards", "process", "--steps", "10"]
+    command += ["--output-dir", tmp_path, "--warm-model", output_dir / "warm_model"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "120"}
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert process.returncode == 0, process.stderr[-4000:]
+    assert not (tmp_path / "reward_failures.jsonl").exists()
+    metrics = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["rewards"] == "process" and metrics["accuracy_before"] == outcome["accuracy_before"]
+    first_line = next(line for line in process.stdout.splitlines() if "GRPO step" in line)
+    right = int(re.search(r"right (\d+)%", first_line)[1])
+    assert 30 <= right <= 70  # of columns; of answers it is a fifth
+
+
+def test_quickstart_has_no_process_rewards_for_trl() -> None:
+    command = [sys.executable, ROOT / "recipes" / "quickstart.py", "--rewards", "process", "--trainer", "trl"]
+    process = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert process.returncode == 2 and "needs --trainer ours" in process.stderr

@@ -23,6 +23,7 @@ from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import nn
 from torch.nn.functional import linear, pad
 
+from .allocator import keep_freed_memory
 from .elementwise import fuse_elementwise
 
 # Decode steps of up to so many rows run as `W x^T` on a CPU, which MKL does faster than `x W^T`: for 24 rows and 100 MB
@@ -124,6 +125,8 @@ def _peft_forward(module: LoraLinear, x: torch.Tensor, *args: Any, **kwargs: Any
 def fuse_layers(model: nn.Module) -> None:
     """Let the layers of `model` that this module and `elementwise.py` know compute in fewer passes. Idempotent."""
     fuse_elementwise(model)
+    if any(parameter.device.type == "cpu" for parameter in model.parameters()):
+        keep_freed_memory()
     for module in model.modules():
         if type(module) is LoraLinear and type(module.base_layer) is nn.Linear and not module.fan_in_fan_out:
             module.forward = types.MethodType(_fused_forward, module)  # type: ignore[method-assign]

@@ -25,6 +25,8 @@ CASES: dict[str, dict[str, Any]] = {
     # Nothing to train on in one of the processes, and in a micro-batch of the other: neither may wait in vain
     "zero variance": {"beta": 0.0, "loss_type": "dr_grpo", "gradient_accumulation_steps": 2},
     "zero variance, padded rows": {"gradient_accumulation_steps": 2, "attention_packing": "off"},
+    # Groups draw on, in one process more than in the other
+    "adaptive groups": {"num_generations_max": 8, "loss_type": "dapo", "gradient_accumulation_steps": 2},
     # 8 prompts, 4 in a generation, each trained on in 2 steps: an epoch has 4
     "second epoch": {"num_iterations": 2, "max_steps": 7, "save_strategy": "steps", "save_steps": 5},
 }
@@ -49,6 +51,11 @@ def token_sum(
 def only_x(prompts: list[str], completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
     """Constant but for one prompt, so that only one process, and only one of its micro-batches, has a gradient."""
     return [r if p == "x" else 0.5 for p, r in zip(prompts, token_sum(prompts, completion_ids, **kwargs), strict=True)]
+
+
+def rare(prompts: list[str], completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
+    """1 for about one completion in five, so that most groups of 3 have no signal."""
+    return [float(r == 0) for r in token_sum(prompts, [ids[:2] for ids in completion_ids], **kwargs)]
 
 
 def make_trainer(model: str, output: str, case: str, batch: int) -> GRPOTrainer:
@@ -77,7 +84,7 @@ def make_trainer(model: str, output: str, case: str, batch: int) -> GRPOTrainer:
     )
     return GRPOTrainer(
         model,
-        only_x if "zero variance" in case else token_sum,
+        only_x if "zero variance" in case else rare if "adaptive" in case else token_sum,
         args=args,
         train_dataset=Dataset.from_dict({"prompt": PROMPTS}),
         # Odd, so that one process has nothing in the last round
