@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+from firewall_report import firewall_section
 from rich.console import Console
 from rich.table import Table
 from workload import SHAPES
@@ -74,16 +75,23 @@ def print_table(result: dict[str, Any]) -> None:
 
 
 def write_results(result: dict[str, Any], folder: Path) -> None:
-    """Keep one shape's result, then write RESULTS.md from all that are kept: a shape can be measured again alone."""
+    """Keep one shape's result, then write RESULTS.md: a shape can be measured again alone."""
     (folder / "results").mkdir(parents=True, exist_ok=True)
     (folder / "results" / f"{result['shape']}.json").write_text(json.dumps(result, indent=1) + "\n")
+    write_markdown(folder)
+
+
+def write_markdown(folder: Path) -> None:
+    """RESULTS.md from all results that are kept."""
     files = [folder / "results" / f"{name}.json" for name in sorted(SHAPES)]
     kept = [json.loads(path.read_text()) for path in files if path.exists()]
     text = [
         "# Results",
         "",
-        "Written by `benchmarks/step.py`; `README.md` says what is measured and how. Medians over the runs.",
+        "Written by `benchmarks/step.py` and `benchmarks/firewall.py`; `README.md` says what is measured and how. "
+        "Medians over the runs.",
         *(line for one in kept for line in markdown_section(one)),
+        *firewall_section(folder / "results" / "firewall.json"),
     ]
     (folder / "RESULTS.md").write_text("\n".join(text) + "\n")
 

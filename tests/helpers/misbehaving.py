@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,40 @@ def talkative(
     log_extra("double", [completion * 2 for completion in completions])
     log_metric("longest", max(map(len, completions)))
     return [float(trainer_state.global_step)] * len(completions)
+
+
+def logs_each_row(completions: list[str], log_extra: Any, log_metric: Any, **kwargs: Any) -> list[Any]:
+    """Row-wise; logs each completion's length. What a `lock` logs cannot be pickled, what a `class` logs only here."""
+    log_extra("shout", [completion.upper() for completion in completions])
+    log_metric("length", sum(map(len, completions)) / len(completions))
+    if "lock" in completions:
+        log_extra("lock", [threading.Lock()])
+    if "class" in completions:
+        log_extra("class", [_OnlyHere()])
+    return [_act(completion) for completion in completions]
+
+
+logs_each_row.reward_is_row_wise = True  # type: ignore[attr-defined]
+
+
+class _OnlyHere:
+    """Can be pickled, and not be unpickled in another process."""
+
+    def __reduce__(self) -> Any:
+        return _only_in, (os.getpid(),)
+
+
+def _only_in(process: int) -> str:
+    if os.getpid() != process:
+        raise RuntimeError("not here")
+    return "here"
+
+
+class Unpicklable:
+    """A value of a column whose own pickling code raises."""
+
+    def __reduce__(self) -> Any:
+        raise RuntimeError("no pickling")
 
 
 def process_id(completions: list[str], **kwargs: Any) -> list[float]:
