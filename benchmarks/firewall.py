@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import itertools
 import json
 import logging
 import os
@@ -46,7 +47,7 @@ def distinct_words_reward(completions: list[str], **kwargs: Any) -> list[float]:
     scores = []
     for completion in completions:
         words = completion.lower().split()
-        pairs = set(zip(words, words[1:], strict=False))
+        pairs = set(itertools.pairwise(words))
         scores.append((len(set(words)) + len(pairs)) / max(1, 2 * len(words)))
     return scores
 

@@ -60,6 +60,26 @@ def counted(completions: list[str], count_file: list[str], **kwargs: Any) -> lis
 counted.reward_is_row_wise = True  # type: ignore[attr-defined]
 
 
+def worth(completions: list[str], points: list[float], **kwargs: Any) -> list[float]:
+    """Row-wise; a column is the reward."""
+    return list(points)
+
+
+worth.reward_is_row_wise = True  # type: ignore[attr-defined]
+
+
+def noted(completions: list[str], count_file: list[str], **kwargs: Any) -> list[Any]:
+    """Unmarked; notes how many completions it is called on."""
+    with open(count_file[0], "a", encoding="utf-8") as file:
+        file.write(f"{len(completions)} ")
+    return [_act(completion) for completion in completions]
+
+
+def history_length(completions: list[str], trainer_state: Any, **kwargs: Any) -> list[float]:
+    """How much of the run's log a reward sees."""
+    return [float(len(trainer_state.log_history))] * len(completions)
+
+
 def wrong_count(completions: list[str], **kwargs: Any) -> list[float]:
     """One value too few wherever there is a `bad` completion; right on any other batch."""
     return [1.0] * (len(completions) - ("bad" in completions))
