@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,26 @@ def counted(completions: list[str], count_file: list[str], **kwargs: Any) -> lis
 counted.reward_is_row_wise = True  # type: ignore[attr-defined]
 
 
+def worth(completions: list[str], points: list[float], **kwargs: Any) -> list[float]:
+    """Row-wise; a column is the reward."""
+    return list(points)
+
+
+worth.reward_is_row_wise = True  # type: ignore[attr-defined]
+
+
+def noted(completions: list[str], count_file: list[str], **kwargs: Any) -> list[Any]:
+    """Unmarked; notes how many completions it is called on."""
+    with open(count_file[0], "a", encoding="utf-8") as file:
+        file.write(f"{len(completions)} ")
+    return [_act(completion) for completion in completions]
+
+
+def history_length(completions: list[str], trainer_state: Any, **kwargs: Any) -> list[float]:
+    """How much of the run's log a reward sees."""
+    return [float(len(trainer_state.log_history))] * len(completions)
+
+
 def wrong_count(completions: list[str], **kwargs: Any) -> list[float]:
     """One value too few wherever there is a `bad` completion; right on any other batch."""
     return [1.0] * (len(completions) - ("bad" in completions))
@@ -77,6 +98,40 @@ def talkative(
     log_extra("double", [completion * 2 for completion in completions])
     log_metric("longest", max(map(len, completions)))
     return [float(trainer_state.global_step)] * len(completions)
+
+
+def logs_each_row(completions: list[str], log_extra: Any, log_metric: Any, **kwargs: Any) -> list[Any]:
+    """Row-wise; logs each completion's length. What a `lock` logs cannot be pickled, what a `class` logs only here."""
+    log_extra("shout", [completion.upper() for completion in completions])
+    log_metric("length", sum(map(len, completions)) / len(completions))
+    if "lock" in completions:
+        log_extra("lock", [threading.Lock()])
+    if "class" in completions:
+        log_extra("class", [_OnlyHere()])
+    return [_act(completion) for completion in completions]
+
+
+logs_each_row.reward_is_row_wise = True  # type: ignore[attr-defined]
+
+
+class _OnlyHere:
+    """Can be pickled, and not be unpickled in another process."""
+
+    def __reduce__(self) -> Any:
+        return _only_in, (os.getpid(),)
+
+
+def _only_in(process: int) -> str:
+    if os.getpid() != process:
+        raise RuntimeError("not here")
+    return "here"
+
+
+class Unpicklable:
+    """A value of a column whose own pickling code raises."""
+
+    def __reduce__(self) -> Any:
+        raise RuntimeError("no pickling")
 
 
 def process_id(completions: list[str], **kwargs: Any) -> list[float]:

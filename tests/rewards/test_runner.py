@@ -161,6 +161,41 @@ def test_equal_completions_are_scored_once(make_scorer: Any, tmp_path: Path) -> 
     assert sorted(log.read_text().split()) == ["a", "a", "bb", "ccc"]
 
 
+def test_equal_completions_are_logged_as_often_as_they_occur(make_scorer: Any) -> None:
+    """Means over a batch do not depend on what was scored before."""
+    scorer = make_scorer(misbehaving.logs_each_row)
+
+    def run(*completions: str) -> Any:
+        ids = [[ord(character) for character in completion] for completion in completions]
+        scores = scorer.score(["p"] * len(completions), list(completions), ids, {}, step=0)
+        assert values(scores) == [float(len(completion)) for completion in completions]
+        return scorer.pop_logged()
+
+    once = ({"shout": ["AA", "BBBB", "AA"]}, {"length": [2.0, 4.0, 2.0]})
+    assert run("aa", "bbbb", "aa") == once
+    assert run("aa", "bbbb", "aa") == once  # all of them from the cache
+    assert run("bbbb", "c") == ({"shout": ["BBBB", "C"]}, {"length": [4.0, 1.0]})
+
+
+def test_what_is_logged_and_cannot_be_sent_fails_alone(make_scorer: Any, caplog: pytest.LogCaptureFixture) -> None:
+    scorer = make_scorer(misbehaving.logs_each_row, max_failure_rate=0.5)
+    scores = score(scorer, "ok", "lock", "class", "four")
+    assert values(scores) == [2.0, None, None, 4.0]
+    assert scores.failed[:, 0].tolist() == [False, True, True, False]
+    assert scorer.pop_logged() == ({"shout": ["OK", "FOUR"]}, {"length": [2.0, 4.0]})
+
+
+def test_columns_that_cannot_be_pickled_keep_the_reward_here(
+    make_scorer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    scorer = make_scorer(misbehaving.by_row)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            scores = score(scorer, "ok", "raise:x", "four", thing=[misbehaving.Unpicklable() for _ in range(3)])
+            assert values(scores) == [2.0, None, 4.0]
+    assert caplog.text.count("the dataset's columns cannot be pickled (no pickling)") == 1
+
+
 def test_a_function_that_looks_across_the_batch_is_called_on_all_of_it(make_scorer: Any) -> None:
     scorer = make_scorer(misbehaving.relative)
     assert values(score(scorer, "bb", "a", "bb", "cccc")) == [1.0, 0.0, 2.0, 3.0]

@@ -6,7 +6,7 @@ import pickle
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from trl_grpo_ext.rewards.step_rewards import StepRewards, is_step_reward
 
@@ -38,16 +38,25 @@ class Outcome:
     extras: list[tuple[str, list[Any]]] = field(default_factory=list)  # calls of `log_extra`
     metrics: list[tuple[str, float]] = field(default_factory=list)  # calls of `log_metric`
 
-    def packed(self) -> bytes:
-        """For another process; most outcomes are values and nothing else, and small so."""
+    def packed(self) -> list[float | None] | bytes:
+        """For another process, which pickles many of them at once: plain numbers as they are, anything else pickled."""
         plain = not (self.problems or self.failed or self.extras or self.metrics)
-        return pickle.dumps(self.values if plain else self)
+        if plain and all(type(value) is float or value is None for value in self.values):
+            return self.values
+        try:
+            return pickle.dumps(self)
+        except Exception as error:  # of something that was logged
+            return pickle.dumps(Outcome(failed=raised(error)))
 
     @classmethod
-    def unpacked(cls, message: bytes) -> Outcome:
+    def unpacked(cls, content: list[float | None] | bytes) -> Outcome:
         """What `packed` packed."""
-        content = pickle.loads(message)
-        return content if isinstance(content, cls) else cls(values=content)
+        if not isinstance(content, bytes):
+            return cls(values=content)
+        try:
+            return cast("Outcome", pickle.loads(content))
+        except Exception as error:  # something that was logged is of a class that only the worker has
+            return cls(failed=raised(error))
 
 
 def call_reward(function: Callable[..., Any], kwargs: Mapping[str, Any], hooks: Mapping[str, Any]) -> Outcome:

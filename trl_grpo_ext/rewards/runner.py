@@ -29,7 +29,19 @@ from trl_grpo_ext.rewards.pool import WorkerPool, pickled
 logger = logging.getLogger(__name__)
 
 _CACHED_ROWS = 20_000
-Kwargs = Mapping[str, Any]
+
+
+@dataclass(slots=True)
+class _Call:
+    """Arguments of one call; pickled once, for the worker and for the cache."""
+
+    kwargs: Mapping[str, Any]
+    _packed: bytes | None = None
+
+    def packed(self) -> bytes:
+        if self._packed is None:
+            self._packed = pickle.dumps(self.kwargs)
+        return self._packed
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +65,7 @@ class RewardRunner:
 
     def __init__(self, functions: Sequence[Callable[..., Any]], names: Sequence[str], limits: Limits) -> None:
         self._functions, self._names, self._limits = list(functions), list(names), limits
-        self._cache: OrderedDict[bytes, Any] = OrderedDict()
+        self._cache: OrderedDict[bytes, Outcome] = OrderedDict()
         self._awaiting = AsyncCaller(limits.timeout, limits.concurrency)
         self._in_pool: dict[int, int] = {}  # k -> which of the pool's functions it is
         self._pool: WorkerPool | None = None
@@ -109,7 +121,7 @@ class RewardRunner:
         call = self._caller(k, state)
         failed = None
         if k not in self._by_row:
-            (outcome,) = call([self._arguments(k, batch)])
+            (outcome,) = call([_Call(self._arguments(k, batch))])
             if outcome.failed is None:
                 return outcome
             failed = outcome.failed
@@ -131,10 +143,10 @@ class RewardRunner:
             )
         return outcome
 
-    def _settle_rows(self, k: int, batch: RewardBatch, call: Callable[[Sequence[Kwargs]], list[Outcome]]) -> Outcome:
+    def _settle_rows(self, k: int, batch: RewardBatch, call: Callable[[Sequence[_Call]], list[Outcome]]) -> Outcome:
         """Each completion alone, equal ones once."""
         arguments = self._arguments(k, batch)
-        rows = [{name: [column[i]] for name, column in arguments.items()} for i in range(len(batch.completions))]
+        rows = [_Call({name: [column[i]] for name, column in arguments.items()}) for i in range(len(batch.completions))]
         keys = [self._key(k, row) for row in rows]
         first: dict[Any, int] = {}
         for index, key in enumerate(keys):
@@ -146,34 +158,35 @@ class RewardRunner:
             outcome = settled.get(first[index if key is None else key])
             if outcome is None:
                 assert key is not None
-                outcome = Outcome(values=[self._cache[key]])
+                outcome = self._cache[key]
             problem = outcome.failed or outcome.problems.get(0)
             merged.values.append(None if problem else outcome.values[0])
             if problem is not None:
                 merged.problems[index] = problem
             elif key is not None:
-                self._remember(key, outcome.values[0])
+                self._remember(key, outcome)
             merged.extras += outcome.extras
             merged.metrics += outcome.metrics
         return merged
 
-    def _caller(self, k: int, state: Any) -> Callable[[Sequence[Kwargs]], list[Outcome]]:
+    def _caller(self, k: int, state: Any) -> Callable[[Sequence[_Call]], list[Outcome]]:
         function = self._functions[k]
         if is_async_callable(function):
-            return lambda calls: self._awaiting.run(function, calls, {"trainer_state": state})
+            return lambda calls: self._awaiting.run(function, [call.kwargs for call in calls], {"trainer_state": state})
         if k in self._in_pool:
             return lambda calls: self._call_in_pool(k, calls, state)
-        return lambda calls: [call_reward(function, kwargs, {"trainer_state": state}) for kwargs in calls]
+        return lambda calls: [call_reward(function, call.kwargs, {"trainer_state": state}) for call in calls]
 
-    def _call_in_pool(self, k: int, calls: Sequence[Kwargs], state: Any) -> list[Outcome]:
+    def _call_in_pool(self, k: int, calls: Sequence[_Call], state: Any) -> list[Outcome]:
         assert self._pool is not None
         problem = self._pool.problems[self._in_pool[k]]
         if problem is None:
             try:
-                hooks = pickle.dumps({"trainer_state": _portable(state)})
-                return self._pool.run(self._in_pool[k], [pickle.dumps(call) for call in calls], hooks)
-            except (pickle.PicklingError, TypeError, AttributeError) as error:
+                packed, hooks = [call.packed() for call in calls], pickle.dumps({"trainer_state": _portable(state)})
+            except Exception as error:  # a column's own pickling code may raise anything
                 problem = f"the dataset's columns cannot be pickled ({error})"
+            else:
+                return self._pool.run(self._in_pool[k], packed, hooks)
         else:
             problem = f"it cannot be imported in a worker ({problem})"
         del self._in_pool[k]
@@ -186,17 +199,18 @@ class RewardRunner:
             arguments["prefills"] = batch.prefills
         return arguments
 
-    def _key(self, k: int, row: Kwargs) -> bytes | None:
+    def _key(self, k: int, row: _Call) -> bytes | None:
         """All that a row-wise function's value depends on; None if it may depend on more, or nobody can tell."""
         if k not in self._in_pool or not is_row_wise(self._functions[k]):
             return None
         try:
-            return hashlib.blake2b(pickle.dumps((k, row)), digest_size=16).digest()
+            return hashlib.blake2b(row.packed(), digest_size=16, salt=str(k).encode()).digest()
         except Exception:  # a column's own pickling code
             return None
 
-    def _remember(self, key: bytes, value: Any) -> None:
-        self._cache[key] = value
+    def _remember(self, key: bytes, outcome: Outcome) -> None:
+        # With what was logged: a mean over the batch is over its equal completions too
+        self._cache[key] = outcome
         self._cache.move_to_end(key)
         while len(self._cache) > _CACHED_ROWS:
             self._cache.popitem(last=False)
