@@ -89,8 +89,8 @@ def write_markdown(folder: Path) -> None:
     text = [
         "# Results",
         "",
-        "Written by `benchmarks/step.py` and `benchmarks/firewall.py` (medians over the runs) and `benchmarks/rewards.py`; "
-        "`README.md` says what is measured and how.",
+        "Written by `benchmarks/step.py` and `benchmarks/firewall.py` (medians over the runs) and "
+        "`benchmarks/rewards.py`; `README.md` says what is measured and how.",
         *(line for one in kept for line in markdown_section(one)),
         *rewards_section(folder / "results" / "rewards.json"),
         *firewall_section(folder / "results" / "firewall.json"),
