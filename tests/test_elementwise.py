@@ -6,7 +6,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from torch.nn.functional import gelu, silu
+from torch.nn.functional import dropout, gelu, silu
 from transformers.activations import NewGELUActivation
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
@@ -137,6 +137,22 @@ def test_a_layer_that_takes_more_is_left_alone():
             return super().forward(x) * experts
 
     layer = Routed()
+    fuse_elementwise(nn.Sequential(layer))
+    assert not fused(layer)
+
+
+def test_an_mlp_with_dropout_of_its_own_is_left_alone():
+    """The trial runs in evaluation, where the two are the same."""
+
+    class Dropping(Gated):
+        def __init__(self):
+            super().__init__()
+            self.residual_dropout = 0.5
+
+        def forward(self, x):
+            return dropout(super().forward(x), self.residual_dropout, self.training)
+
+    layer = Dropping()
     fuse_elementwise(nn.Sequential(layer))
     assert not fused(layer)
 

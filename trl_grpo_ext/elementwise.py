@@ -114,7 +114,8 @@ def _looks_like_rms_norm(module: nn.Module) -> bool:
 
 def _looks_like_gated_mlp(module: nn.Module) -> bool:
     layers = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
-    return all(isinstance(layer, nn.Module) for layer in layers) and _takes_one(module)
+    drops = any("dropout" in name for name in vars(module))  # of its own, which a trial in evaluation would not see
+    return all(isinstance(layer, nn.Module) for layer in layers) and not drops and _takes_one(module)
 
 
 def _takes_one(module: nn.Module) -> bool:

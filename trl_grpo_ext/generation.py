@@ -61,8 +61,8 @@ class ExperienceMaker:
             SpanDecoder(self.encoder.tokenizer),
         )
         data = self.further_prompts if isinstance(self.further_prompts, Dataset) else None
-        judging = self.reward_weights * ~self.reward_scorer.judges_steps
-        self._resampler = Resampler(self.args, judging, data, self.accelerator.process_index)
+        steps = self.reward_scorer.judges_steps
+        self._resampler = Resampler(self.args, self.reward_weights, steps, data, self.accelerator.process_index)
 
     def roll_out(
         self,
@@ -285,7 +285,9 @@ class ExperienceMaker:
         mask = torch.arange(experience.old_logps.shape[1]) < lengths[:, None]
         log_ratio = (experience.old_logps - experience.ref_logps) * mask
         metrics.accumulate("kl", log_ratio.sum().to(self.args.device), mask.sum().to(self.args.device))
-        nothing = torch.where(rewards.isnan().all(dim=1), torch.nan, 0.0)
+        # Of whole completions, where there are such rewards: a failed one is not made up for by the steps'
+        judged = rewards[:, ~self.reward_scorer.judges_steps]
+        nothing = torch.where((judged if judged.shape[1] else rewards).isnan().all(dim=1), torch.nan, 0.0)
         penalty = kl_penalised_rewards(nothing, experience.old_logps, experience.ref_logps, mask, self.args.beta)
         return penalty[:, None]
 

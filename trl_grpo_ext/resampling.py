@@ -44,13 +44,15 @@ class Resampler:
 
     Args:
         args: `num_generations`, `num_generations_max`, `dynamic_sampling` and `dynamic_sampling_max_rounds`.
-        weights: `(K,)` weights of the rewards, 0 for step rewards, which say nothing about a group's spread.
+        weights: `(K,)` weights of the rewards.
+        judges_steps: `(K,)` bool. Step rewards say nothing about a group's spread.
         data: Where further prompts come from.
         process_index: Processes draw different ones.
     """
 
     args: GRPOConfig
     weights: torch.Tensor
+    judges_steps: torch.Tensor
     data: Dataset | None
     process_index: int
 
@@ -107,17 +109,16 @@ class _Search:
     )  # fmt: skip
 
     def silent(self, which: Any) -> list[int]:
-        """Those of the groups whose rewards do not differ."""
+        """Those of the groups whose rewards do not differ, or of which nothing would be in the loss."""
+        return [p for p in which if not self._has_signal(self.groups[p])]
+
+    def _has_signal(self, group: Group) -> bool:
+        if self.of.args.mask_truncated_completions and not group.any_ended:
+            return False
+        kept = ~self.of.judges_steps
+        rewards = group.rewards[:, kept]
         separately = self.of.args.multi_objective_aggregation == "normalize_then_sum"
-        return [
-            p
-            for p in which
-            if not bool(
-                groups_with_signal(
-                    rewards := self.groups[p].rewards, self.of.weights, len(rewards), separately=separately
-                )
-            )
-        ]
+        return bool(groups_with_signal(rewards, self.of.weights[kept], len(rewards), separately=separately))
 
     def extend(self, silent: list[int]) -> list[int]:
         """More completions for these groups; which of them are still silent."""

@@ -47,6 +47,11 @@ class Group:
         """`(n, K)`."""
         return torch.stack([scored.scores.rewards[b] for scored, b in self.members])
 
+    @property
+    def any_ended(self) -> bool:
+        """Whether one of the completions was not cut off."""
+        return any(scored.finish_reasons[b] == "eos" for scored, b in self.members)
+
 
 def groups_of(scored: Scored) -> list[Group]:
     """The P groups of one draw."""

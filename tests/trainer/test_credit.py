@@ -115,3 +115,14 @@ def test_estimators_reach_the_loss(make_trainer, estimator):
     torch.testing.assert_close(made.advantages.view(2, 3), expected)
     trainer.train()
     assert trainer.state.global_step == 2
+
+
+def test_kl_is_no_reward_for_a_completion_whose_outcome_failed(make_trainer):
+    """Its step rewards do not make up for that: as NaN it is outside its group's mean."""
+    trainer = make_trainer(reward_funcs=[worth, step_reward(halves)], beta=0.1, kl_in_reward=True)
+    made, _ = experience_of(trainer)
+    rewards = torch.ones(6, 2)
+    rewards[4, 0] = torch.nan
+    rewards[5, 1] = torch.nan
+    penalty = trainer._maker._kl_penalty(made, rewards, trainer._metrics)
+    assert penalty.isnan().flatten().tolist() == [False] * 4 + [True, False]

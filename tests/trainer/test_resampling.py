@@ -309,3 +309,34 @@ def test_streams_and_step_rewards_alone_are_refused(make_trainer, rows):
     steps = step_reward(lambda completions, **kwargs: [StepRewards([1.0], [1])] * len(completions))
     with pytest.raises(ValueError, match="num_generations_max=5 cannot be used with step rewards alone"):
         make_trainer(reward_funcs=steps, num_generations_max=5)
+
+
+def test_a_failed_outcome_reward_is_no_signal_beside_step_rewards(make_trainer):
+    """Rewards 1, 1 and None differ from nothing, whatever the steps are worth; advantages of the outcome are 0."""
+
+    @in_process
+    def right_or_none(completion_ids, **kwargs):
+        return [None if i % 3 == 2 else 1.0 for i in range(len(completion_ids))]
+
+    steps = step_reward(
+        in_process(lambda completions, **kwargs: [StepRewards([0.5], [max(1, len(c))]) for c in completions])
+    )
+    trainer = make_trainer(reward_funcs=[right_or_none, steps], num_generations_max=5, per_device_train_batch_size=3)
+    made, logs = made_by(trainer, ["ab"])
+    assert logs["resampling/frac_silent_before"] == 1.0 and len(made.completion_ids) == 5
+
+
+def test_a_group_that_is_masked_altogether_is_silent(make_trainer):
+    """All are cut off after 1 token, and would not be in the loss though their rewards differ."""
+    given = {"max_completion_length": 1, "num_generations_max": 5, "per_device_train_batch_size": 3}
+
+    @in_process
+    def by_id(completion_ids, **kwargs):
+        return [float(ids[0]) for ids in completion_ids]
+
+    for masked, size in ((False, 3), (True, 5)):
+        trainer = make_trainer(reward_funcs=by_id, mask_truncated_completions=masked, **given)
+        made, _ = made_by(trainer, ["question"])
+        assert all(ids[-1] not in trainer._sampler.eos_token_ids for ids in made.completion_ids)
+        assert len(set(by_id(made.completion_ids[:3]))) > 1
+        assert len(made.completion_ids) == size

@@ -18,7 +18,7 @@ def groups_with_signal(
         weights: `(K,)`. A reward of weight 0 has no say.
         num_generations: G.
         separately: Each reward is normalised by itself (GDPO, `normalize_then_sum`), so that one that differs is
-            enough, even if the weighted sums are equal.
+            taken for a signal, even if the weighted sums are equal. Rewards that mirror each other cancel all the same.
 
     Returns:
         `(P,)` bool.
