@@ -236,3 +236,31 @@ def test_symbolic_stage_works_outside_the_main_thread() -> None:
     thread.start()
     thread.join()
     assert rewards == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("gold", "completion", "right"),
+    [
+        # "the answer is" that states none
+        ("72", "48 + 24 = 72. I checked, so the answer is correct.", 1.0),
+        ("72", "She sold 72 clips in total. I hope my answer is correct.", 1.0),
+        ("72", "The answer is 72. I think the answer is correct.", 1.0),
+        ("35", "The answer is as follows. 30 + 5 = 35.", 1.0),
+        # a number in bold within its sentence, and a whole answer in bold
+        ("72", "**Answer:** Natalia sold **72** clips altogether.", 1.0),
+        ("72", "**Final Answer:** Natalia sold **72** clips", 1.0),
+        ("35", "Answer: The total is **35**.", 1.0),
+        ("Paris", "**Answer: Paris** is the capital.", 1.0),
+        # "Answer:" before a whole calculation
+        ("72", "Answer: Natalia sold 48/2 = 24 clips in May. Natalia sold 48+24 = 72 clips altogether.", 1.0),
+        ("24", "Answer: Natalia sold 48/2 = 24 clips in May. Natalia sold 48+24 = 72 clips altogether.", 0.0),
+        ("35", "To find the answer: add 30 and 5. This gives 35.", 1.0),
+        ("42", "Answer: 42. It was 3 before.", 1.0),
+        # a mixed number with its unit
+        ("2.5", "The answer is 2 1/2 hours.", 1.0),
+        ("2", "The answer is 2 1/2 hours.", 0.0),
+        ("2.5", "<answer>2 1/2 hours</answer>", 1.0),
+    ],
+)
+def test_statements_that_models_make(gold, completion, right):
+    assert accuracy_reward([completion], solution=[gold]) == [right]

@@ -156,3 +156,8 @@ def test_is_linear_on_hostile_text(piece: str) -> None:
     # 200,000 characters: quadratic code would need minutes.
     extract_prediction(piece * (200_000 // len(piece)))
     extract_gold(piece * (200_000 // len(piece)))
+
+
+def test_white_space_between_formulas_costs_linear_time():
+    # Quadratic, it took 15 seconds
+    assert extract_prediction("The answer is $5$" + " " * 50_000 + "x $6$") is not None

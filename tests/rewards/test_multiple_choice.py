@@ -99,3 +99,13 @@ def test_is_picklable_and_marked() -> None:
     assert reward(["<answer>X</answer>"], answer=["X"]) == [1.0]
     assert reward.__name__ == multiple_choice_reward.__name__ == "multiple_choice_reward"
     assert is_row_wise(reward) and is_row_wise(multiple_choice_reward)
+
+
+def test_choices_of_arc():
+    """`allenai/ai2_arc` keeps options as a dict of two lists."""
+    choices = {"text": ["ice", "steam", "water", "rock"], "label": ["A", "B", "C", "D"]}
+    completions = ["The answer is C.", "The answer is B.", "The answer is D."]
+    rewards = multiple_choice_reward(completions, answer=["C", "D", "D"], choices=[choices] * 3)
+    assert rewards == [1.0, 0.0, 1.0]
+    with pytest.raises(TypeError, match="`choices` holds 'ice, steam'"):
+        multiple_choice_reward(["A"], answer=["A"], choices=["ice, steam"])

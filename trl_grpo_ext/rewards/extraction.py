@@ -24,16 +24,20 @@ _ANSWER_IS = re.compile(
     re.IGNORECASE,
 )
 _FINAL_ANSWER_IS = re.compile(r"\bfinal answer\b(?:[\s*_]*|[^.!?\n$\\]{0,100}?\s)(?:is\b|:)[\s*_:]*", re.IGNORECASE)
-_SENTENCE_END = re.compile(r"[.!?](?=\s|$)|\*\*|\n|[。！？]|<\|")
+# The bold mark that opens a number is no end: Natalia sold **72** clips
+_SENTENCE_END = re.compile(r"[.!?](?=\s|$)|\*\*(?!\s?[-$\\\d])|\n|[。！？]|<\|")
+_STATES_NOTHING = re.compile(
+    r"(?:correct|reasonable|verified|confirmed|as follows|(?:given )?below|obtained|found)\b", re.I
+)
 _QUOTES = " \t\r\n\"'`*_“”"
 
 _NUMBER = re.compile(
     r"(?<![A-Za-z_\d])(?<!\d[.,])"  # not the tail of a name (x2) or of another number
     r"(?:(?<![\w)\]}])[-+\u2212])?(?:\\?[$€£])?[-\u2212]?"
-    r"(?:\\[dt]?frac\{-?\d+\}\{-?\d+\}|(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?|\.\d+)(?:\\?%)?"
+    r"(?:\\[dt]?frac\{-?\d+\}\{-?\d+\}|\d+ \d+/\d+|(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?|\.\d+)(?:\\?%)?"
 )
 _TRIVIAL = re.compile(r"\\?[A-Za-z]+(?:_\{?\w+\}?)?'*(?:\s*\(\s*[A-Za-z](?:\s*,\s*[A-Za-z])*\s*\))?")
-_AND = re.compile(r"\s*(?:,?\s*(?:and|or)\b|[,;])\s*(?=\$|\\[(\[])")
+_AND = re.compile(r"\s{0,8}(?:,?\s{0,8}(?:and|or)\b|[,;])\s{0,8}(?=\$|\\[(\[])")
 _SCALE = re.compile(r"\s*(?:\\?%|percent\b|(?:(?:hundred|thousand|million|billion|trillion|dozen)\b\s*)+)")
 _LEADING_WORDS = re.compile(
     r"(?:(?:approximately|about|around|roughly|exactly|only|just|simply|equal to|that)\s+)+", re.I
@@ -145,9 +149,25 @@ def after_final_answer(text: str) -> str | None:
 
 
 def after_answer_is(text: str) -> str | None:
-    """What follows the last "the answer is" or "answer:", up to the end of its formula or sentence, narrowed."""
-    match = _last_match(_ANSWER_IS, text)
-    return _beginning(text[match.end() :]) if match else None
+    """What follows the last "the answer is" or "answer:", up to the end of its formula or sentence, narrowed.
+
+    "The answer is correct" states none. Nor does "Answer:" before a calculation of several sentences.
+    """
+    for match in reversed(list(_ANSWER_IS.finditer(text))):
+        rest = text[match.end() :]
+        if _STATES_NOTHING.match(rest):
+            continue
+        return None if match[0].rstrip(" *_").endswith((":", "：")) and _calculates(rest) else _beginning(rest)
+    return None
+
+
+def _calculates(text: str) -> bool:
+    """Whether a paragraph begins with a sentence that has a number in it, but not as its first word, and goes on."""
+    paragraph = text.lstrip(_QUOTES).split("\n", 1)[0]
+    end = re.search(r"[.!?]\s+\S", paragraph)
+    if end is None or _NUMBER.match(paragraph) or next(formulas(paragraph), (1,))[0] == 0:
+        return False
+    return re.search(r"\d", paragraph[: end.start()]) is not None
 
 
 def closing_formula(text: str) -> str | None:
@@ -219,7 +239,7 @@ def _beginning(text: str) -> str | None:
     if formula:
         return formula
     end = _SENTENCE_END.search(text)
-    return _narrowed(text[: end.start() if end else None].strip(_QUOTES)) or None
+    return _narrowed(text[: end.start() if end else None].strip(_QUOTES).replace("**", "")) or None
 
 
 def _leading_formulas(text: str) -> str | None:

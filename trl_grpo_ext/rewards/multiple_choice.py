@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trl_grpo_ext.rewards.boxes import last_boxed
@@ -77,9 +77,19 @@ class MultipleChoiceReward:
                     f"`{column}` has {len(values)} values for {len(completions)} completions; need one for each."
                 )
         return [
-            self._reward(completion_text(completion), name, gold, texts or [])
+            self._reward(completion_text(completion), name, gold, self._texts(texts))
             for completion, gold, texts in zip(completions, columns[name], options, strict=True)
         ]
+
+    def _texts(self, options: Any) -> Sequence[str]:
+        """The options' texts; ARC keeps them as `{"text": [...], "label": [...]}`."""
+        texts = options.get("text") if isinstance(options, Mapping) else options or []
+        if not isinstance(texts, Sequence) or isinstance(texts, str):
+            raise TypeError(
+                f"`{self.choices_column}` holds {options!r:.200}: each row needs a list of the options' texts, or a "
+                "dict with such a list under 'text'."
+            )
+        return texts
 
     def _reward(self, text: str, column: str, gold: Any, options: Sequence[str]) -> float | None:
         if gold is None or not str(gold).strip():
