@@ -161,3 +161,7 @@ def test_is_linear_on_hostile_text(piece: str) -> None:
 def test_white_space_between_formulas_costs_linear_time():
     # Quadratic, it took 15 seconds
     assert extract_prediction("The answer is $5$" + " " * 50_000 + "x $6$") is not None
+
+
+def test_many_statements_that_state_nothing_cost_linear_time():
+    assert extract_prediction("The answer is correct. " * 40_000 + "It is 7") == "7"

@@ -154,9 +154,9 @@ def after_answer_is(text: str) -> str | None:
     "The answer is correct" states none. Nor does "Answer:" before a calculation of several sentences.
     """
     for match in reversed(list(_ANSWER_IS.finditer(text))):
-        rest = text[match.end() :]
-        if _STATES_NOTHING.match(rest):
+        if _STATES_NOTHING.match(text, match.end()):
             continue
+        rest = text[match.end() :]
         return None if match[0].rstrip(" *_").endswith((":", "：")) and _calculates(rest) else _beginning(rest)
     return None
 
