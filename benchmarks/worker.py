@@ -38,6 +38,9 @@ class StepRecorder(TrainerCallback):
         self.lengths[-1].extend(len(ids) for ids in completion_ids)
         return [token_hash_reward(ids) for ids in completion_ids]
 
+    # It keeps state, so this package must not call it in a worker process (`in_process`, said without importing it)
+    reward.reward_runs_in_process = True  # type: ignore[attr-defined]
+
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         self._mark()
 
