@@ -1,14 +1,15 @@
 """What the firewall around rewards costs: completions per second with it, and by calling the reward directly.
 
-    python benchmarks/firewall.py                    # every reward, 1 worker on 1 core and the default number, 7 rounds
-    python benchmarks/firewall.py --rounds 3 --rewards accuracy
+    python benchmarks/firewall.py                    # every reward, 1 worker on 1 core and the default number, 4 rounds
+    python benchmarks/firewall.py --rounds 2 --rewards accuracy
 
-512 ordinary completions, all different, so that none comes from the cache, which is on as in training, like the
-time-out and the cap on memory. They are real ones where the data is (`--data`), else generated. Both sides call the
-same function on the same rows in turn; medians over the rounds, after one that is not counted. Workers are started and
-have run once before the clock does; what starting takes is a figure of its own. With 1 worker the whole comparison is
-on one core, training process and worker together. Prints a table and keeps it in `results/firewall.json` and
-`RESULTS.md`.
+512 ordinary completions a round, real ones where the data is (`--data`), else generated. Both sides call the same
+function on the same rows, one after the other, and take turns in going first. All completions are different and every
+round has new ones, as in training: neither the firewall's cache of rows, which is on like the time-out and the cap on
+memory, nor what a reward and the libraries below it remember of a text that they have seen, helps one side. Workers are
+started and have run once before the clock does; what starting takes is a figure of its own. With 1 worker the whole
+comparison is on one core, training process and worker together. Prints a table, medians over the rounds, and keeps it
+in `results/firewall.json` and `RESULTS.md`.
 """
 
 from __future__ import annotations
@@ -19,20 +20,21 @@ import itertools
 import json
 import logging
 import os
-import platform
+import random
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 from zlib import crc32
 
 import torch
 from firewall_report import print_table
-from report import write_markdown
+from report import REWARD_PACKAGES, describe_machine, write_markdown
 
 from trl_grpo_ext.rewards import Limits, RewardScorer, accuracy_reward, think_answer_format_reward
 from trl_grpo_ext.rewards.repetition import repetition_reward
@@ -73,29 +75,31 @@ class Rows:
     def call(self, function: Callable[..., Any]) -> list[float | None]:
         return function(prompts=self.prompts, completions=self.completions, completion_ids=self.ids, solution=self.gold)
 
-    def score(self, scorer: RewardScorer, number: int) -> list[float | None]:
-        """With a column that differs from round to round, or all would come from the cache."""
-        columns = {"solution": self.gold, "round": [number] * len(self.gold)}
-        scores = scorer.score(self.prompts, self.completions, self.ids, columns, step=number)
+    def score(self, scorer: RewardScorer, step: int) -> list[float | None]:
+        scores = scorer.score(self.prompts, self.completions, self.ids, {"solution": self.gold}, step=step)
         return [None if reward != reward else reward for reward in scores.rewards[:, 0].tolist()]
 
 
-def read_rows(data: Path, count: int) -> Rows:
-    """From the files in turn, so that each has its share; generated where a file is missing."""
-    per_file = []
+def read_rounds(data: Path, count: int, rounds: int) -> list[Rows]:
+    """`count` rows for each round, a mix of the files; generated where a file is missing."""
+    distinct: dict[str, dict[str, Any]] = {}
     for name in FILES:
         path = data / name
         if not path.exists():
-            return generated_rows(count)
+            return [generated_rows(number * count, count) for number in range(rounds)]
         with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-            per_file.append([json.loads(line) for line in file])
-    distinct: dict[str, dict[str, Any]] = {}
-    for rows in zip(*per_file, strict=False):
-        for row in rows:
-            distinct.setdefault(row.get("completion") or "\n\n".join(row["steps"]), row)
-    chosen = list(distinct.items())[:count]
-    if len(chosen) < count:
-        raise SystemExit(f"--data {data}: {len(chosen)} different completions for {count}")
+            for row in map(json.loads, file):
+                distinct.setdefault(row.get("completion") or "\n\n".join(row["steps"]), row)
+    if len(distinct) < count * rounds:
+        raise SystemExit(
+            f"--count {count} --rounds {rounds} takes {count * rounds} different completions: there are "
+            f"{len(distinct)} in {data}; choose smaller numbers."
+        )
+    shuffled = random.Random(0).sample(list(distinct.items()), count * rounds)
+    return [_rows(shuffled[start : start + count]) for start in range(0, len(shuffled), count)]
+
+
+def _rows(chosen: list[tuple[str, dict[str, Any]]]) -> Rows:
     completions = [text for text, _ in chosen]
     ids = [_ids(text) for text in completions]
     prompts, gold = [row["problem"] for _, row in chosen], [str(row["gold"]) for _, row in chosen]
@@ -104,10 +108,10 @@ def read_rows(data: Path, count: int) -> Rows:
     )
 
 
-def generated_rows(count: int) -> Rows:
+def generated_rows(first: int, count: int) -> Rows:
     """Arithmetic, step by step."""
     prompts, completions, gold = [], [], []
-    for i in range(count):
+    for i in range(first, first + count):
         a, b, c = 12 + i, 7 + i % 13, 3 + i % 29
         prompts.append(f"A shop has {a} boxes of {b} pens and sells {c} pens. How many are left?")
         lines = [f"There are {a} boxes with {b} pens each, which makes {a} \\times {b} = {a * b} pens."] * 2
@@ -122,28 +126,31 @@ def _ids(text: str) -> list[int]:
     return [crc32(text[i : i + CHARS_PER_ID].encode()) % 150_000 for i in range(0, len(text), CHARS_PER_ID)]
 
 
-def measure(function: Callable[..., Any], rows: Rows, workers: int | None, rounds: int) -> dict[str, Any]:
+def measure(name: str, rounds: list[Rows], workers: int | None) -> dict[str, Any]:
     """Seconds of every round of both sides."""
+    function = REWARDS[name]
     started = time.perf_counter()
     scorer = RewardScorer([function], limits=Limits(workers=workers), max_failure_rate=1.0)
     scorer.score(["warm up"], ["1"], [[1]], {"solution": ["1"]}, step=0)
     seconds: dict[str, list[float]] = {"direct": [], "firewall": []}
     result: dict[str, Any] = {"start_up_seconds": round(time.perf_counter() - started, 3), "seconds": seconds}
     try:
-        for number in range(-1, rounds):
-            started = time.perf_counter()
-            direct = rows.call(function)
-            between = time.perf_counter()
-            guarded = rows.score(scorer, number)
-            if number >= 0:
-                seconds["direct"].append(round(between - started, 5))
-                seconds["firewall"].append(round(time.perf_counter() - between, 5))
-            if guarded != [None if value is None else as_float32(value) for value in direct]:
+        for number, rows in enumerate(rounds, 1):
+            sides: dict[str, Callable[[], list[float | None]]] = {
+                "direct": partial(rows.call, function),
+                "firewall": partial(rows.score, scorer, number),
+            }
+            rewards = {}
+            for side in sorted(sides, reverse=number % 2 == 0):
+                started = time.perf_counter()
+                rewards[side] = sides[side]()
+                seconds[side].append(round(time.perf_counter() - started, 5))
+            if rewards["firewall"] != [None if value is None else as_float32(value) for value in rewards["direct"]]:
                 raise SystemExit(f"the firewall changed a reward of {scorer.names[0]}")
     finally:
         scorer.close()
     medians = {side: statistics.median(values) for side, values in seconds.items()}
-    result["completions_per_second"] = {side: round(len(rows.gold) / s, 1) for side, s in medians.items()}
+    result["completions_per_second"] = {side: round(len(rounds[0].gold) / s, 1) for side, s in medians.items()}
     # The sides of a round are neighbours in time, so that a busy moment of the machine hits both
     ratios = [d / f for d, f in zip(seconds["direct"], seconds["firewall"], strict=True)]
     return {**result, "ratio": round(statistics.median(ratios), 3), "ratios": [round(ratio, 3) for ratio in ratios]}
@@ -153,27 +160,17 @@ def as_float32(value: float) -> float:
     return torch.tensor(value, dtype=torch.float32).item()
 
 
-def describe_machine() -> dict[str, Any]:
-    return {
-        "cores": os.cpu_count(),
-        "load_average_before": round(os.getloadavg()[0], 2),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "packages": {name: version(name) for name in ("math-verify", "sympy", "trl")},
-    }
-
-
 def main() -> None:
     """Measure, print, keep."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=HERE.parent.parent / "shared" / "data", help="folder of the files")
     parser.add_argument("--rewards", nargs="+", choices=REWARDS, default=list(REWARDS))
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--count", type=int, default=512, help="completions")
     parser.add_argument("--results", type=Path, default=HERE, help="folder of RESULTS.md and results/")
     options = parser.parse_args()
     logging.disable(logging.WARNING)  # math-verify logs what it cannot parse
-    machine, rows = describe_machine(), read_rows(options.data, options.count)
+    machine, rounds = describe_machine(REWARD_PACKAGES), read_rounds(options.data, options.count, options.rounds)
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
     measured = []
     for workers in (1, None):
@@ -181,16 +178,17 @@ def main() -> None:
             print(f"{name}, {workers or 'default'} workers ...", file=sys.stderr, flush=True)
             if cores:  # workers inherit it
                 os.sched_setaffinity(0, {min(cores)} if workers == 1 else cores)
-            entry = measure(REWARDS[name], rows, workers, options.rounds)
+            with get_context("fork").Pool(1) as fresh:  # or this process would know the texts from the last time
+                entry = fresh.apply(measure, (name, rounds, workers))
             used = workers or min(os.cpu_count() or 1, 8)
             entry = {"reward": name, "workers": used, "one_core": bool(cores) and workers == 1, **entry}
             measured.append(entry)
-    mean_chars = round(statistics.mean(map(len, rows.completions)))
+    mean_chars = round(statistics.mean(len(text) for rows in rounds for text in rows.completions))
     report = {
         "date": time.strftime("%Y-%m-%d"),
         "machine": machine,
         "rounds": options.rounds,
-        "completions": {"count": len(rows.gold), "mean_characters": mean_chars, "source": rows.source},
+        "completions": {"count": options.count, "mean_characters": mean_chars, "source": rounds[0].source},
         "rows": measured,
     }
     print_table(report)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -13,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from workload import SHAPES
 
+REWARD_PACKAGES = ("math-verify", "sympy", "trl")
 ROWS = (  # key of the medians, label, format
     ("seconds_per_step", "seconds per step", "{:.2f}"),
     ("rollout_seconds", "of these, rollouts", "{:.2f}"),
@@ -24,6 +29,17 @@ ROWS = (  # key of the medians, label, format
     ("completions_per_step", "completions per step", "{:.0f}"),
     ("mean_completion_length", "mean completion length", "{:.1f}"),
 )
+
+
+def describe_machine(packages: Sequence[str]) -> dict[str, Any]:
+    """What a report says of where it was measured; call it before the load begins."""
+    return {
+        "cores": os.cpu_count(),
+        "load_average_before": round(os.getloadavg()[0], 2),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in packages},
+    }
 
 
 def summarise(runs: list[dict[str, Any]]) -> dict[str, float]:

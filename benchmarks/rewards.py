@@ -16,17 +16,14 @@ import argparse
 import gzip
 import json
 import logging
-import os
-import platform
 import re
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from math_verify import parse, verify
-from report import write_markdown
+from report import REWARD_PACKAGES, describe_machine, write_markdown
 from rewards_report import print_tables
 from trl.rewards import accuracy_reward as trl_accuracy_reward
 
@@ -112,16 +109,6 @@ def measure(path: Path) -> dict[str, Any]:
     return result
 
 
-def describe_machine() -> dict[str, Any]:
-    return {
-        "cores": os.cpu_count(),
-        "load_average_before": round(os.getloadavg()[0], 2),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "packages": {name: version(name) for name in ("math-verify", "sympy", "trl")},
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=HERE.parent.parent / "shared" / "data", help="folder of the files")
@@ -134,7 +121,7 @@ def main() -> None:
     if missing := [name for name in chosen if not (options.data / name).exists()]:
         parser.error(f"--data {options.data} has no {', '.join(missing)}: give the folder that has them")
     logging.disable(logging.WARNING)  # math-verify logs what it cannot parse
-    machine = describe_machine()
+    machine = describe_machine(REWARD_PACKAGES)
     measured = {name: measure(options.data / name) for name in chosen}
     kept_in = options.results / "results" / "rewards.json"
     kept = json.loads(kept_in.read_text())["files"] if kept_in.exists() else {}

@@ -18,12 +18,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from report import print_table, summarise, write_results
+from report import describe_machine, print_table, summarise, write_results
 from worker import SIDES
 from workload import SHAPES
 
@@ -61,25 +60,21 @@ def measure(shape: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     return runs
 
 
-def describe_machine(threads: int, device: str) -> dict[str, Any]:
+def describe(threads: int, device: str) -> dict[str, Any]:
     cpu_info = Path("/proc/cpuinfo")
     lines = cpu_info.read_text().splitlines() if cpu_info.exists() else []
     cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
     return {
         "device": f"{torch.cuda.get_device_name()} ({cpu})" if device == "cuda" else cpu,
-        "cores": os.cpu_count(),
         "threads": threads,
-        "load_average_before": round(os.getloadavg()[0], 2),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "packages": {name: version(name) for name in PACKAGES},
+        **describe_machine(PACKAGES),
     }
 
 
 def compare(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """Run one shape and describe the outcome: load, machine, medians per side, and every run in full."""
     shape = SHAPES[name]
-    machine = describe_machine(options.threads, shape.device)
+    machine = describe(options.threads, shape.device)
     runs = measure(name, options)
     targets = {"seconds_per_step": shape.seconds_target, "memory_growth_gib": shape.memory_target}
     return {

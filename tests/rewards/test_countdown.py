@@ -31,6 +31,9 @@ from trl_grpo_ext.rewards.marks import is_row_wise
         ("The answer is (19 - 4) * 2 + 7", 0.0),  # the equation must be all there is
         ("19 ** 2", 0.0),
         ("__import__('os')", 0.0),
+        (r"\boxed{(19 - 4) * 2 + 7}", 1.0),
+        (r"$\boxed{(19 - 4) \times 2 + 7}$", 1.0),
+        (r"so \boxed{(19 - 4) * 2 + 7}", 0.0),  # the equation must be all there is
         ("", 0.0),
     ],
 )

@@ -84,11 +84,21 @@ from trl_grpo_ext.rewards.equivalence import COMPARISONS, answers_match, same_te
         ),
         (r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}", r"\begin{pmatrix} 1 & 3 \\ 2 & 4 \end{pmatrix}", False),
         (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", "(1, 2)", True),
-        # Approximations: a gold decimal and what rounds to it; two values only if they are near each other
+        # Approximations: a gold decimal and what rounds to it; two values only if one is the other rounded
         (r"\sqrt{2} \approx 1.41", r"\sqrt{2}", True),
         (r"\sqrt{2}", r"\sqrt{2} \approx 1.41", True),
         ("1.41", r"x \approx 1.41", True),
         ("3", r"3 \approx 4", False),
+        ("100", r"100 \approx 104", False),
+        ("104", r"100 \approx 104", False),
+        (r"\frac{2}{3}", r"\frac{2}{3} \approx 0.67", True),
+        ("0.6", r"\frac{2}{3} \approx 0.6", True),  # cut off
+        ("0.5", r"\frac{2}{3} \approx 0.5", False),
+        ("5", r"5 \text{ or perhaps it might even be } 7", False),
+        (r"\emptyset", r"\varnothing", True),
+        ("7", "= 7", True),
+        (r"\textbf{(B)}\ 42", "B", True),
+        (r"\textbf{(B)}\ 42", "C", False),
         ("3", r"4 \approx 3", False),
         ("3", r"2 \approx 3 \approx 4", False),
         ("1.41", r"\sqrt{2}", True),

@@ -11,6 +11,7 @@ from trl_grpo_ext.rewards.extraction import (
     extract_prediction,
     is_marked,
 )
+from trl_grpo_ext.rewards.formulas import MAX_ANSWER_CHARS
 
 
 @pytest.mark.parametrize(
@@ -41,6 +42,10 @@ from trl_grpo_ext.rewards.extraction import (
         (r"The final answer is: $\frac{1}{2}$, which is 0.5", r"\frac{1}{2}"),
         ("The answer is 1. No, the answer is 3.5.", "3.5"),
         ("The answer is about 12 because 7 + 5 = 12", "12"),
+        ("The answer is the sum of 3 and 4, which is 7.", "7"),
+        ("The answer is 3 times 5, which is 15.", "15"),
+        ("The answer is 15, which is 3 times 5.", "15"),
+        ("The answer is 12 apples, which is 2 more than 10.", "12 apples"),
         ("The answer is the sum of 3 and 4, hence 7.", "7"),
         ("The answer is $x = 1$ or $x = 2$.", "$x = 1$ or $x = 2$"),
         ("La respuesta es 8.", "8"),
@@ -154,8 +159,8 @@ def test_marked(text: str, marked: bool) -> None:
 )  # fmt: skip
 def test_is_linear_on_hostile_text(piece: str) -> None:
     # 200,000 characters: quadratic code would need minutes.
-    extract_prediction(piece * (200_000 // len(piece)))
-    extract_gold(piece * (200_000 // len(piece)))
+    answers = [read(piece * (200_000 // len(piece))) for read in (extract_prediction, extract_gold)]
+    assert all(answer is None or 0 < len(answer) <= MAX_ANSWER_CHARS for answer in answers)
 
 
 def test_white_space_between_formulas_costs_linear_time():

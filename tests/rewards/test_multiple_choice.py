@@ -27,6 +27,9 @@ CITIES = ["London", "Paris", "Rome", "Bern"]
         ("The answer is (B), and not (C).", 0.0),  # names two
         ("The answer is B.", 1.0),
         ("The correct option is B.", 1.0),
+        ("Option C is tempting, but option B is correct.", 1.0),
+        ("(B) is the right one, as (A) is too small.", 1.0),
+        ("Option B is wrong, so C is correct.", 0.0),
         ("A is too small, C too large.\nB", 1.0),
         ("It is (A), no, it must be (B)", 1.0),  # the last in brackets
         ("It is (B), no, it must be (A)", 0.0),

@@ -195,7 +195,9 @@ def test_any_text_is_read_in_time():
         "2(",
     ]
     for unit in units:
-        arithmetic_claims(unit * (n // len(unit)) + "=1+1=2")
+        text = unit * (n // len(unit)) + "=1+1=2"
+        claims = arithmetic_claims(text)
+        assert len(claims) <= text.count("="), unit
 
 
 # --- what a step reward returns ---

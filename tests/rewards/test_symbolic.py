@@ -7,7 +7,8 @@ from decimal import Decimal
 
 import pytest
 
-from trl_grpo_ext.rewards.symbolic import is_costly, is_hostile, numeric_value, symbolically_equal, warm_up
+from trl_grpo_ext.rewards import symbolic, worker
+from trl_grpo_ext.rewards.symbolic import is_costly, is_hostile, numeric_value, symbolically_equal
 
 
 @pytest.mark.parametrize(
@@ -71,5 +72,11 @@ def test_numeric_value() -> None:
     assert numeric_value("9^{9^{9}}") is None
 
 
-def test_warm_up_can_be_called() -> None:
-    warm_up()  # by the template of the reward workers, which looks for this name
+def test_the_template_of_the_reward_workers_warms_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It looks for functions of this name in the modules that it has imported."""
+    calls = []
+    monkeypatch.setattr(symbolic, "warm_up", lambda: calls.append("symbolic"))
+    worker._warm_up()
+    assert calls == ["symbolic"]
+    monkeypatch.undo()
+    symbolic.warm_up()  # the real one runs

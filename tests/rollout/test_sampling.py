@@ -213,8 +213,9 @@ def test_values_out_of_range_are_refused_by_name(name, value):
 
 
 def test_values_at_the_edge_are_accepted():
-    SamplingParams(max_new_tokens=1, temperature=1e-3, top_p=1.0, top_k=0, min_p=0.0, repetition_penalty=0.1)
-    SamplingParams(min_p=1.0)
+    edge = SamplingParams(max_new_tokens=1, temperature=1e-3, top_p=1.0, top_k=0, min_p=0.0, repetition_penalty=0.1)
+    assert (edge.temperature, edge.repetition_penalty) == (1e-3, 0.1)
+    assert SamplingParams(min_p=1.0).min_p == 1.0
 
 
 def test_defaults_draw_from_the_whole_distribution(logits):

@@ -86,6 +86,8 @@ def test_nothing_waits_for_the_device_before_it_is_logged() -> None:
     log.extreme("low", nowhere, min)
     log.extreme("low", nowhere, min)
     log.accumulate("mean", nowhere, nowhere)
+    with pytest.raises(NotImplementedError):
+        log.flush(OneProcess())  # only now
 
 
 @pytest.fixture

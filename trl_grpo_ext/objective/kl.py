@@ -143,6 +143,7 @@ class _Head(NamedTuple):
     softcap: float | None
 
     def log_probs(self, hidden: Tensor) -> Tensor:  # (n, H) -> (n, V)
+        """Of the whole vocabulary, in float32 or wider."""
         dtype = torch.promote_types(hidden.dtype, torch.float32)
         bias = None if self.bias is None else self.bias.to(dtype)
         logits = F.linear(hidden.to(dtype), self.weight.to(dtype), bias) * self.logit_scale

@@ -22,7 +22,7 @@ _CONDITION = re.compile(
     r"(?<=[^\s{])\s*,?\s*(?:"
     r"(?:\\text\{\s*,?\s*)?(?:(?<![A-Za-z\\])for (?:all|any|every|each|some|integers?)(?![A-Za-z])|\\forall)"
     r"(?:(?!,|;|(?<![A-Za-z])(?:and|or)(?![A-Za-z])).)*"
-    r"|(?:\\text\{\s*,?\s*)?(?<![A-Za-z\\])where(?![A-Za-z]).*|\\text\{\s*(?:[^{}\s]+\s+){4}[^{}]*\}.*)"
+    r"|(?:\\text\{\s*,?\s*)?(?<![A-Za-z\\])where(?![A-Za-z]).*|\\text\{\s*(?!(?:or|and|but|maybe|perhaps|possibly)\b)(?:[^{}\s]+\s+){4}[^{}]*\}.*)"
 )
 _MATRIX = re.compile(
     r"\(?\s*\\begin\{(?P<name>[pbB]?matrix)\}(?P<rows>.*)\\end\{(?P=name)\}\s*\)?"

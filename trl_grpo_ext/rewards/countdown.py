@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any
 
+from trl_grpo_ext.rewards.boxes import has_box, last_boxed
 from trl_grpo_ext.rewards.extraction import EXTRACT_FROM, after_thinking, extract_prediction, last_answer_block
 from trl_grpo_ext.rewards.marks import row_wise
 from trl_grpo_ext.rewards.notation import normalise
@@ -198,6 +199,8 @@ _OPERATIONS = {
 def _answer(text: str, extract_from: Sequence[str]) -> str | None:
     # Not narrowed: an equation must be all there is in the tag.
     block = last_answer_block(after_thinking(text)) if "answer_tag" in extract_from else None
+    if block and has_box(block) and block.startswith(("\\boxed", "$")) and block.endswith(("}", "$")):
+        block = last_boxed(block) or block
     others = [place for place in extract_from if place != "answer_tag"]
     return block or (extract_prediction(text, others) if others else None)
 

@@ -28,7 +28,7 @@ from trl_grpo_ext.rewards.answer_parts import (
     without_subscripts,
 )
 from trl_grpo_ext.rewards.formulas import is_prose
-from trl_grpo_ext.rewards.notation import nesting, normalise, squeezed, words_dropped
+from trl_grpo_ext.rewards.notation import nesting, normalise, squeezed, words_dropped, words_kept
 from trl_grpo_ext.rewards.numeric import parse_quantity, rounds_to, same_number
 from trl_grpo_ext.rewards.regions import Piece, parse_region
 from trl_grpo_ext.rewards.symbolic import MAX_NESTING, numeric_value, symbolically_equal
@@ -36,7 +36,7 @@ from trl_grpo_ext.rewards.symbolic import MAX_NESTING, numeric_value, symbolical
 COMPARISONS = ("text", "number", "symbolic")
 _MAX_SYMBOLIC_CALLS = 12  # for one pair of answers; each is bounded, so that the pair is too
 _ENDLESS = 20  # decimals with as many digits have no end
-_NEAR = Decimal("0.05")  # relatively, of what `\approx` joins: coarser is no rounding of an answer
+_FINE = Decimal("0.005")  # relatively, of what `\approx` joins, where no decimal places say how it was rounded
 
 _IN_BASE = re.compile(r"([\dA-F]+)_\{?(\d+)\}?")
 _INTEGER_LETTERS = frozenset("klmn")
@@ -78,6 +78,7 @@ class _Matcher:
     symbolic_calls_left: int
 
     def same(self, gold: str, prediction: str) -> bool:
+        """Whether the two are equal by the first comparison that can say so."""
         if squeezed(gold) == squeezed(prediction):
             return bool(squeezed(gold))
         if self.numbers:
@@ -90,6 +91,7 @@ class _Matcher:
         return self.symbolic(gold, prediction)
 
     def symbolic(self, gold: str, prediction: str) -> bool:
+        """Whether math-verify finds them equal, as long as calls are left."""
         if self.symbolic_calls_left == 0:
             return False
         self.symbolic_calls_left -= 1
@@ -106,9 +108,11 @@ class _Matcher:
         return numeric_value(words_dropped(text))
 
     def in_order(self, gold: Sequence[str], prediction: Sequence[str]) -> bool:
+        """Whether two lists are equal, member by member."""
         return len(gold) == len(prediction) and all(self.same(a, b) for a, b in zip(gold, prediction, strict=True))
 
     def in_any_order(self, gold: Sequence[str], prediction: Sequence[str]) -> bool:
+        """Whether two lists have equal members, each used once."""
         if len(gold) != len(prediction):
             gold, prediction = distinct(gold), distinct(prediction)  # as sets: {1, 1, 2} is {1, 2}
         if len(gold) != len(prediction) or len(gold) > MAX_ITEMS:
@@ -133,27 +137,35 @@ def _numbers(matcher: _Matcher, gold: str, prediction: str) -> bool | None:
 
 def _choice(matcher: _Matcher, gold: str, prediction: str) -> bool | None:
     """`(B)`, `B`, `B. Paris`: the letter of an option counts, if either side is nothing but that."""
-    letters = [_CHOICE.fullmatch(text) for text in (gold, prediction)]
-    if None in letters or not any(len(text) <= 3 for text in (gold, prediction)):
+    texts = [words_kept(text) for text in (gold, prediction)]
+    letters = [_CHOICE.fullmatch(text) for text in texts]
+    if None in letters or not any(len(text) <= 3 for text in texts):
         return None
     a, b = ({letter for letter in match.groups() if letter} for match in letters if match)
     return a == b
 
 
 def _approximation(matcher: _Matcher, gold: str, prediction: str) -> bool | None:
-    r"""`\sqrt{2} \approx 1.41`: either of the two values, if they are near each other (`3 \approx 4` are guesses)."""
+    r"""`\sqrt{2} \approx 1.41`: either of the two values, if one is the other rounded (`3 \approx 4` are guesses)."""
     readings = [[part.strip() for part in text.split(r"\approx") if part.strip()] for text in (gold, prediction)]
     if all(len(parts) < 2 for parts in readings):
         return None
-    if any(len(parts) > 2 or not _are_near(matcher, parts) for parts in readings):
+    if any(len(parts) > 2 or not _are_roundings(matcher, parts) for parts in readings):
         return False
     return any(matcher.same(a, b) for a, b in product(*readings))
 
 
-def _are_near(matcher: _Matcher, values: Sequence[str]) -> bool:
-    numbers = [matcher.value(last_value(value)) for value in values]
+def _are_roundings(matcher: _Matcher, values: Sequence[str]) -> bool:
+    """Whether two values differ by less than a unit of the last place that either is written with."""
+    texts = [last_value(value) for value in values]
+    numbers = [matcher.value(text) for text in texts]
     known = [number for number in numbers if number is not None]  # of `x \approx 1.41`, one
-    return len(known) < 2 or abs(known[0] - known[1]) <= _NEAR * abs(known[0])
+    if len(known) < 2:
+        return True
+    quantities = [parse_quantity(text) for text in texts]
+    places = [quantity.decimals for quantity in quantities if quantity and quantity.decimals is not None]
+    unit = Decimal(10) ** -min(places) if places else _FINE * abs(known[0])
+    return abs(known[0] - known[1]) < unit
 
 
 def _angle(matcher: _Matcher, gold: str, prediction: str) -> bool | None:

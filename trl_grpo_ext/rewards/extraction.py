@@ -43,9 +43,13 @@ _LEADING_WORDS = re.compile(
     r"(?:(?:approximately|about|around|roughly|exactly|only|just|simply|equal to|that)\s+)+", re.I
 )
 _REASON = re.compile(r"[,;]?\s+(?:because|since|which|whereas|meaning)\b|[,;]\s+(?:as|so|i\.e\.|that is)\b|;\s")
-_GOES_ON = re.compile(  # the number is not the whole of it: 3 (x + 1), 2 or 3, 12 boys and 5 girls
+_WHICH_IS = re.compile(
+    r",?\s+which\s+(?:is|are|equals|makes|gives|comes to|amounts to)(?:\s+equal\s+to)?\s+(?=[-+$\\\d])", re.I
+)
+_GOES_ON = re.compile(  # the number is not the whole of it: 3 (x + 1), 2 or 3, 12 boys and 5 girls, 3 times 5
     r"\s*[-+*/=^\\{\[]|\s*\((?![^()]*[A-Za-z]{3})|\s*,?\s*(?:or|and|,)\s*\$?\d"
     r"|\s+[A-Za-z]+,?\s+(?:and|or)\s+\$?\d|\s+[A-Za-z]+\s*[*/+=×]"
+    r"|\s+(?:plus|minus|times|over|(?:divided|multiplied) by)\s+\$?\d"
 )
 _UNIT_WORD = re.compile(r"\s*([A-Za-z]{1,16})(?![A-Za-z])")
 _BRACKET = re.compile(r"\s+\((?=[^()]*[A-Za-z]{3})")
@@ -265,11 +269,13 @@ def _narrowed(clause: str) -> str | None:
         return closing_number(clause)
     if not is_prose(without_formulas(clause)):
         return clause
+    calculated = _WHICH_IS.search(clause)
+    if calculated and not _is_number(clause[: calculated.start()]):  # the sum of 3 and 4, which is 7
+        clause = clause[calculated.end() :]
     reason = _REASON.search(clause, 1)
     clause = clause[: reason.start()].rstrip(",;: ") if reason else clause
-    words = _LEADING_WORDS.match(clause)
-    number = _NUMBER.match(clause, words.end() if words else 0)
-    if number and not _GOES_ON.match(clause, number.end()):
+    number = _leading_number(clause)
+    if number:
         rest = clause[number.end() :]
         bracket = _BRACKET.search(rest)
         rest = rest[: bracket.start()] if bracket else rest
@@ -279,6 +285,17 @@ def _narrowed(clause: str) -> str | None:
     if not is_prose(without_formulas(clause)) or not re.search(r"\d|\$|\\[(\[]", clause):
         return clause
     return closing_formula(clause) or closing_number(clause) or clause
+
+
+def _leading_number(clause: str) -> re.Match[str] | None:
+    """The number that a clause begins with, unless it is only the first part of something."""
+    words = _LEADING_WORDS.match(clause)
+    number = _NUMBER.match(clause, words.end() if words else 0)
+    return number if number and not _GOES_ON.match(clause, number.end()) else None
+
+
+def _is_number(clause: str) -> bool:
+    return _leading_number(clause) is not None or not is_prose(without_formulas(clause))
 
 
 def _hashes(text: str) -> str | None:

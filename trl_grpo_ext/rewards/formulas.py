@@ -62,6 +62,7 @@ def _is_formula(inside: str, is_display: bool) -> bool:
 
 
 def without_formulas(text: str) -> str:
+    """What stands between the formulas."""
     parts, position = [], 0
     for start, end, _ in formulas(text):
         parts.append(text[position:start])

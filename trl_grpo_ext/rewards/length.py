@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from trl_grpo_ext.rewards.marks import is_in_process, is_row_wise, row_wise
+from trl_grpo_ext.rewards.marks import is_in_process, is_row_wise, quick, row_wise
 from trl_grpo_ext.rewards.text import completion_text
 
 # What TRL's own accuracy check is asked, once we know the answer
 _ANSWER, _OTHER_ANSWER, _NO_GOLD = r"\boxed{1}", r"\boxed{0}", ""
 
 
+@quick
 @row_wise
 class LengthReward:
     """1.0 for a completion of more than `min_chars` and fewer than `max_chars` characters, else 0.0.
@@ -54,7 +55,7 @@ def soft_overlong_reward(max_completion_len: int, soft_punish_cache: int) -> Cal
 
     _check_count("max_completion_len", max_completion_len, at_least=1)
     _check_count("soft_punish_cache", soft_punish_cache, at_least=0, at_most=max_completion_len)
-    return get_soft_overlong_punishment(max_completion_len, soft_punish_cache)
+    return quick(get_soft_overlong_punishment(max_completion_len, soft_punish_cache))
 
 
 class CosineLengthReward:

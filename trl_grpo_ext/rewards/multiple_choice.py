@@ -19,6 +19,9 @@ GOLD_COLUMNS = ("solution", "answer")
 _LIST = re.compile(r"\(?([A-Za-z])\)?(?:\s*(?:,|and|&|,\s*and)\s*\(?[A-Za-z]\)?)*")
 _LABELLED = re.compile(r"(?:(?:option|choice|answer)\s+)?(?:\(([A-Za-z])\)|([A-Za-z])[).:\]])(?:\s|$)", re.IGNORECASE)
 _CHOSEN = re.compile(r"\b(?:option|choice)\s*(?:is|:)[\s*_:]*(?P<named>[^\n]*)", re.IGNORECASE)
+_IS_RIGHT = re.compile(
+    r"(?<![\w'’-])(?:option|choice|answer)?\s*\(?(?P<named>[A-Z])\)?\s+is\s+(?:the\s+)?(?:correct|right|best)\b"
+)
 _NAMED = re.compile(r"(?:option|choice)\s+\(?([A-Za-z])\b", re.IGNORECASE)
 _IN_BRACKETS = re.compile(r"\(([A-Z])\)")
 _ALONE = re.compile(r"(?<![\w'’-])([B-HJ-Z])(?![\w'’-])")  # "A" and "I" are words
@@ -28,10 +31,10 @@ class MultipleChoiceReward:
     """1.0 where a completion chooses the right option, 0.0 where it does not or chooses none, None without a gold one.
 
     The choice is read from what follows the thinking: the last `<answer>..</answer>`, else the last box, what follows
-    `####`, what follows "the answer is" or "the correct option is", the last line if it is nothing but a choice, or the
-    last letter in brackets. It may be a letter (`B`, `(b)`, `B. Paris`, `option B`), several (`A and C`, right only if
-    all are and no other), or, with a column of options, the text of one. A choice that names more options than the gold
-    one is wrong, so that naming all of them does not pay.
+    `####`, what follows "the answer is" or "the correct option is", what is said to be correct, the last line if it is
+    nothing but a choice, or the last letter in brackets. It may be a letter (`B`, `(b)`, `B. Paris`, `option B`),
+    several (`A and C`, right only if all are and no other), or, with a column of options, the text of one. A choice
+    that names more options than the gold one is wrong, so that naming all of them does not pay.
 
     Args:
         letters: what the options are called, in order.
@@ -135,7 +138,7 @@ def _choice(text: str, options: Sequence[str], letters: str) -> frozenset[str]:
     block = last_answer_block(text)
     if block is not None:
         return _stated(block, options, letters)
-    for place in (last_boxed, after_hashes, after_answer_is, _after_option_is):
+    for place in (last_boxed, after_hashes, after_answer_is, _after_option_is, _before_is_right):
         statement = place(text)
         chosen = _stated(statement, options, letters) if statement else frozenset()
         if chosen:
@@ -150,6 +153,11 @@ def _choice(text: str, options: Sequence[str], letters: str) -> frozenset[str]:
 
 def _after_option_is(text: str) -> str | None:
     named = [match["named"] for match in _CHOSEN.finditer(text)]
+    return named[-1] if named else None
+
+
+def _before_is_right(text: str) -> str | None:
+    named = [match["named"] for match in _IS_RIGHT.finditer(text)]
     return named[-1] if named else None
 
 

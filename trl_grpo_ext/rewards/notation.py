@@ -55,6 +55,7 @@ _REWRITES = tuple(
         (r"\\(?:neq|ne)" + _NOT_A_LETTER + r"|\s!=\s", r"\\neq "),
         (r"\\mid" + _NOT_A_LETTER, "|"),
         (r"\\%", "%"),
+        (r"\\varnothing" + _NOT_A_LETTER, r"\\emptyset "),
         (r"\^\s*\{?\s*\\(?:circ|textcirc|degree)" + _NOT_A_LETTER + r"\s*\}?|\\degree" + _NOT_A_LETTER, r"^\\circ "),
         (r"(?<=\d)\s*\^\s*\{\s*(?:\\text\{\s*)?(?:st|nd|rd|th)\s*\}?\s*\}", " "),  # 12^{\text{th}}
         (r"(?<=\d)\s*\\text\{\s*(?:st|nd|rd|th)\s*\}|(?<=\d)(?:st|nd|rd|th)(?![A-Za-z])", " "),
@@ -88,7 +89,7 @@ def normalise(text: str) -> str:
     text = _without_dollars(_unwrapped(_END.sub("", text).strip()))
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
-    text = _END.sub("", " ".join(text.split()))
+    text = _END.sub("", " ".join(text.split()).removeprefix("= "))
     whole = re.fullmatch(r"\\text\{([^{}]*)\}", text)
     return whole[1].strip() if whole else text
 

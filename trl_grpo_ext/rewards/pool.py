@@ -75,6 +75,7 @@ class _Worker:
         return begun - 1 if begun > self.answered else None
 
     def kill(self) -> None:
+        """End it and whatever it has started."""
         for kill in (os.killpg, os.kill):
             with contextlib.suppress(OSError):
                 kill(self.pid, signal.SIGKILL)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from trl_grpo_ext.rewards.marks import quick
+
 
 def repetition_reward(ngram_size: int = 3, max_penalty: float = -1.0) -> Callable[..., list[float]]:
     """Penalty for repeated n-grams of tokens (arXiv:2502.03373, App. C.2), TRL's `get_repetition_penalty_reward`.
@@ -29,4 +31,4 @@ def repetition_reward(ngram_size: int = 3, max_penalty: float = -1.0) -> Callabl
         raise ValueError(f"`ngram_size` is {ngram_size}: it must be at least 1.")
     if not max_penalty <= 0:  # TRL lets NaN through
         raise ValueError(f"`max_penalty` is {max_penalty}: it must be 0 or less, as it is a penalty.")
-    return get_repetition_penalty_reward(ngram_size, max_penalty)
+    return quick(get_repetition_penalty_reward(ngram_size, max_penalty))
