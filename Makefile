@@ -30,8 +30,8 @@ setup: $(STAMP) ## create .venv and install the package with its dev extra
 quickstart: $(STAMP) ## train a tiny model end to end (a few minutes on two cores)
 	$(BIN)/python recipes/quickstart.py $(ARGS)
 
-test: lint ## lint, then run the test suite
-	$(BIN)/python -m pytest $(ARGS)
+test: lint ## lint, then run the test suite, one process per core
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(STAMP) ## ruff (rules and format) and mypy
 	$(BIN)/python -m ruff check .

@@ -16,6 +16,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 torch.set_num_threads(1)  # the models are too small for more to pay
 
 
+LONGEST = ("test_quickstart.py", "test_two_processes.py")  # minutes each
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that with several processes none is left waiting for one of them at the end."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 @pytest.fixture(scope="session")
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
     """Byte-level: 256 bytes and <pad>, <bos>, <eos>; any text has tokens, one per byte."""
