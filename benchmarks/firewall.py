@@ -1,6 +1,6 @@
 """What the firewall around rewards costs: completions per second with it, and by calling the reward directly.
 
-    python benchmarks/firewall.py                    # every reward, 1 worker on 1 core and the default number, 4 rounds
+    python benchmarks/firewall.py                    # every reward, 1 worker on 1 core and the default number, 3 rounds
     python benchmarks/firewall.py --rounds 2 --rewards accuracy
 
 512 ordinary completions a round, real ones where the data is (`--data`), else generated. Both sides call the same
@@ -165,7 +165,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=HERE.parent.parent / "shared" / "data", help="folder of the files")
     parser.add_argument("--rewards", nargs="+", choices=REWARDS, default=list(REWARDS))
-    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--count", type=int, default=512, help="completions")
     parser.add_argument("--results", type=Path, default=HERE, help="folder of RESULTS.md and results/")
     options = parser.parse_args()
