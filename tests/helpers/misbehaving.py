@@ -49,7 +49,15 @@ def by_row(completions: list[str], **kwargs: Any) -> list[Any]:
 by_row.reward_is_row_wise = True  # type: ignore[attr-defined]
 
 
-def counted(completions: list[str], count_file: list[str], **kwargs: Any) -> list[float]:
+def reads_thing(completions: list[str], thing: list[Any], **kwargs: Any) -> list[Any]:
+    """Row-wise, and looks at a column."""
+    return [_act(completion) for completion, _ in zip(completions, thing, strict=True)]
+
+
+reads_thing.reward_is_row_wise = True  # type: ignore[attr-defined]
+
+
+def counted(prompts: list[str], completions: list[str], count_file: list[str], **kwargs: Any) -> list[float]:
     """Row-wise; notes every completion that it is called on."""
     for completion, name in zip(completions, count_file, strict=True):
         with open(name, "a", encoding="utf-8") as file:

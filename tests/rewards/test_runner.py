@@ -156,7 +156,7 @@ def test_equal_completions_are_scored_once(make_scorer: Any, tmp_path: Path) -> 
         return values(scorer.score(prompts, completions, ids, columns, step=0))
 
     assert run(["p", "p", "p", "q"], ["a", "bb", "a", "a"]) == [1.0, 2.0, 1.0, 1.0]
-    assert sorted(log.read_text().split()) == ["a", "a", "bb"]  # `a` once for each prompt
+    assert sorted(log.read_text().split()) == ["a", "a", "bb"]  # `a` once for each prompt: it could read that
     assert run(["p", "q"], ["bb", "ccc"]) == [2.0, 3.0]
     assert sorted(log.read_text().split()) == ["a", "a", "bb", "ccc"]
 
@@ -188,12 +188,21 @@ def test_what_is_logged_and_cannot_be_sent_fails_alone(make_scorer: Any, caplog:
 def test_columns_that_cannot_be_pickled_keep_the_reward_here(
     make_scorer: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    scorer = make_scorer(misbehaving.by_row)
+    scorer = make_scorer(misbehaving.reads_thing)
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             scores = score(scorer, "ok", "raise:x", "four", thing=[misbehaving.Unpicklable() for _ in range(3)])
             assert values(scores) == [2.0, None, 4.0]
     assert caplog.text.count("the dataset's columns cannot be pickled (no pickling)") == 1
+
+
+def test_what_a_function_cannot_read_is_not_sent(make_scorer: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """Here a column that no process could be sent."""
+    scorer = make_scorer(misbehaving.by_row, misbehaving.whole_batch)
+    with caplog.at_level(logging.WARNING):
+        scores = score(scorer, "ok", "four", thing=[misbehaving.Unpicklable() for _ in range(2)])
+    assert values(scores, 0) == values(scores, 1) == [2.0, 4.0]
+    assert "pickled" not in caplog.text
 
 
 def test_a_function_that_looks_across_the_batch_is_called_on_all_of_it(make_scorer: Any) -> None:

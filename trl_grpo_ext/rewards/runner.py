@@ -20,6 +20,7 @@ from typing import Any
 
 from trl.trainer.utils import is_async_callable
 
+from trl_grpo_ext.rewards.arguments import readable_arguments
 from trl_grpo_ext.rewards.awaiting import AsyncCaller
 from trl_grpo_ext.rewards.batch import RewardBatch
 from trl_grpo_ext.rewards.marks import is_in_process, is_quick, is_row_wise
@@ -70,6 +71,7 @@ class RewardRunner:
         self._in_pool: dict[int, int] = {}  # k -> which of the pool's functions it is
         self._pool: WorkerPool | None = None
         self._start_pool()
+        self._reads = {k: readable_arguments(functions[k]) for k in self._in_pool}
         # In this process nothing is gained by it, as nothing can be interrupted
         self._by_row = {k for k in self._in_pool if is_row_wise(functions[k])}
 
@@ -197,7 +199,10 @@ class RewardRunner:
         arguments: dict[str, Any] = batch.kwargs()
         if getattr(self._functions[k], "reward_reads_prefills", False):
             arguments["prefills"] = batch.prefills
-        return arguments
+        reads = self._reads[k] if k in self._in_pool else None
+        if reads is None:
+            return arguments
+        return {name: values for name, values in arguments.items() if name in reads or name == "completions"}
 
     def _key(self, k: int, row: _Call) -> bytes | None:
         """All that a row-wise function's value depends on; None if it may depend on more, or nobody can tell."""
