@@ -284,8 +284,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
     console.print(f"GRPO: right on {before.accuracy:.0%} of held-out problems so far; now a LoRA adapter, and rewards")
     grpo_start = time.perf_counter()
+    grpo_seed = seed if arguments.grpo_seed is None else arguments.grpo_seed
     trainer = make_grpo_trainer(
-        arguments.trainer, warm_model, splits, output_dir, seed, arguments.steps, arguments.rewards
+        arguments.trainer, warm_model, splits, output_dir, grpo_seed, arguments.steps, arguments.rewards
     )
     trainer.train()
     seconds_grpo = time.perf_counter() - grpo_start
@@ -298,6 +299,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         raise RuntimeError(f"the adapter saved in {adapter} does not reproduce the trained model's greedy completions")
     metrics = {
         "seed": seed,
+        "grpo_seed": grpo_seed,
         "trainer": arguments.trainer,
         "rewards": arguments.rewards,
         **{f"{name}_before": value for name, value in before.figures().items()},
@@ -318,8 +320,9 @@ def main() -> None:
     """Parse the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0, help="of the problems, the model and both trainings")
+    parser.add_argument("--grpo-seed", type=int, help="another one for GRPO: adapter, order and noise of the rollouts")
     parser.add_argument("--output-dir", type=Path, default=Path("outputs/quickstart"))
-    parser.add_argument("--steps", type=int, default=250, help="of GRPO")
+    parser.add_argument("--steps", type=int, default=300, help="of GRPO")
     parser.add_argument("--trainer", choices=TRAINERS, default="ours", help="trl: the same run with trl.GRPOTrainer")
     parser.add_argument("--rewards", choices=REWARDS, default="outcome", help="process: of columns, not of answers")
     parser.add_argument("--warm-model", type=Path, help="start from this warmed-up model; made and kept if missing")
