@@ -106,7 +106,7 @@ def test_find_splitter():
         find_splitter("paragraphs")
 
 
-@pytest.mark.parametrize("splitter", [*SPLITTERS.values(), SplitAt("<step>")], ids=str)
+@pytest.mark.parametrize("splitter", [*SPLITTERS.values(), SplitAt("<step>")], ids=[*SPLITTERS, "split_at"])
 def test_any_text_gives_ordered_spans_in_time(splitter):
     # Quadratic matching would take hours on these, not a second.
     n = 300_000
@@ -138,7 +138,7 @@ def test_any_text_gives_ordered_spans_in_time(splitter):
             end = stop
 
 
-@pytest.mark.parametrize("splitter", [*SPLITTERS.values(), SplitAt("<step>")], ids=str)
+@pytest.mark.parametrize("splitter", [*SPLITTERS.values(), SplitAt("<step>")], ids=[*SPLITTERS, "split_at"])
 def test_splitters_can_be_sent_to_a_worker(splitter):
     text = "Step 1: a. B\n\nStep 2: c<step>d"
     assert pickle.loads(pickle.dumps(splitter))(text) == splitter(text)
