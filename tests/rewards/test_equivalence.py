@@ -94,6 +94,10 @@ from trl_grpo_ext.rewards.equivalence import COMPARISONS, answers_match, same_te
         (r"\frac{2}{3}", r"\frac{2}{3} \approx 0.67", True),
         ("0.6", r"\frac{2}{3} \approx 0.6", True),  # cut off
         ("0.5", r"\frac{2}{3} \approx 0.5", False),
+        (r"\frac{19}{6}", r"\frac{19}{6} \approx 3.2", True),
+        (r"\frac{19}{6}", r"\frac{19}{6} \approx 3.19", True),  # rounded badly: the fraction is what is meant
+        ("3.19", r"\frac{19}{6} \approx 3.19", False),
+        (r"\frac{19}{6}", r"\frac{19}{6} \approx 3.5", False),
         ("5", r"5 \text{ or perhaps it might even be } 7", False),
         (r"\emptyset", r"\varnothing", True),
         ("7", "= 7", True),

@@ -37,6 +37,7 @@ COMPARISONS = ("text", "number", "symbolic")
 _MAX_SYMBOLIC_CALLS = 12  # for one pair of answers; each is bounded, so that the pair is too
 _ENDLESS = 20  # decimals with as many digits have no end
 _FINE = Decimal("0.005")  # relatively, of what `\approx` joins, where no decimal places say how it was rounded
+_SLIP = Decimal("0.05")  # relatively: what is farther off is no slip in rounding
 
 _IN_BASE = re.compile(r"([\dA-F]+)_\{?(\d+)\}?")
 _INTEGER_LETTERS = frozenset("klmn")
@@ -147,25 +148,28 @@ def _choice(matcher: _Matcher, gold: str, prediction: str) -> bool | None:
 
 def _approximation(matcher: _Matcher, gold: str, prediction: str) -> bool | None:
     r"""`\sqrt{2} \approx 1.41`: either of the two values, if one is the other rounded (`3 \approx 4` are guesses)."""
-    readings = [[part.strip() for part in text.split(r"\approx") if part.strip()] for text in (gold, prediction)]
-    if all(len(parts) < 2 for parts in readings):
+    if r"\approx" not in gold and r"\approx" not in prediction:
         return None
-    if any(len(parts) > 2 or not _are_roundings(matcher, parts) for parts in readings):
-        return False
-    return any(matcher.same(a, b) for a, b in product(*readings))
+    return any(matcher.same(a, b) for a, b in product(_approximated(matcher, gold), _approximated(matcher, prediction)))
 
 
-def _are_roundings(matcher: _Matcher, values: Sequence[str]) -> bool:
-    """Whether two values differ by less than a unit of the last place that either is written with."""
-    texts = [last_value(value) for value in values]
-    numbers = [matcher.value(text) for text in texts]
-    known = [number for number in numbers if number is not None]  # of `x \approx 1.41`, one
-    if len(known) < 2:
-        return True
+def _approximated(matcher: _Matcher, text: str) -> list[str]:
+    """The values that a text with at most one `approx` sign may be taken for; none if they are too far apart."""
+    parts = [part.strip() for part in text.split(r"\approx") if part.strip()]
+    texts = [last_value(part) for part in parts]
+    known = [number for number in map(matcher.value, texts) if number is not None] if len(parts) == 2 else []
+    if len(known) < 2:  # of `x \approx 1.41`, one
+        return parts if len(parts) < 3 else []
     quantities = [parse_quantity(text) for text in texts]
-    places = [quantity.decimals for quantity in quantities if quantity and quantity.decimals is not None]
-    unit = Decimal(10) ** -min(places) if places else _FINE * abs(known[0])
-    return abs(known[0] - known[1]) < unit
+    places = [quantity.decimals if quantity else None for quantity in quantities]
+    written = [count for count in places if count is not None]
+    unit = Decimal(10) ** -min(written) if written else _FINE * abs(known[0])
+    difference = abs(known[0] - known[1])
+    if difference < unit:
+        return parts
+    exact = [part for part, count in zip(parts, places, strict=True) if count is None]
+    # Rounded badly: \frac{19}{6} \approx 3.2 means the fraction
+    return exact if len(exact) == 1 and difference <= _SLIP * abs(known[0]) else []
 
 
 def _angle(matcher: _Matcher, gold: str, prediction: str) -> bool | None:
