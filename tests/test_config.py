@@ -20,7 +20,7 @@ from trl_grpo_ext.config_checks import InvalidConfigError
 from trl_grpo_ext.config_rules import CHOICES, REFUSED, RULES
 
 OWN_FIELDS = {"kl_estimator", "kl_in_reward", "attention_packing", "advantage_estimator", "num_generations_max"} | {
-    "dynamic_sampling", "dynamic_sampling_max_rounds",
+    "dynamic_sampling", "dynamic_sampling_max_rounds", "reference_rounds",
     *(f"reward_{name}" for name in ("timeout", "memory_mb", "workers", "concurrency", "max_failure_rate")),
 }  # fmt: skip
 FIELDS_OF_TRL = set(
@@ -28,7 +28,7 @@ FIELDS_OF_TRL = set(
     "delta num_iterations steps_per_generation generation_batch_size loss_type scale_rewards importance_sampling_level "
     "reward_weights multi_objective_aggregation mask_truncated_completions disable_dropout shuffle_dataset "
     "num_generations_eval model_init_kwargs trust_remote_code chat_template_kwargs generation_kwargs log_completions "
-    "num_completions_to_print use_bias_correction_kl".split()
+    "num_completions_to_print use_bias_correction_kl sync_ref_model ref_model_mixup_alpha ref_model_sync_steps".split()
 )
 
 
@@ -157,6 +157,9 @@ BAD_NUMBERS = [
     ("epsilon", [-0.1, 1.0]),
     ("epsilon_high", [-0.1]),
     ("delta", [0.0, -1.0]),
+    ("ref_model_mixup_alpha", [0.0, -0.1, 1.1]),
+    ("ref_model_sync_steps", [0, 1.5]),
+    ("reference_rounds", [0, 1.5]),
     ("reward_timeout", [0.0, -1.0, float("inf")]),
     ("reward_memory_mb", [0, 1.5]),
     ("reward_workers", [-1, 1.5]),
@@ -183,6 +186,9 @@ GOOD_NUMBERS = {
     "epsilon": [0.0, 0.99],
     "epsilon_high": [None, 0.0, 5.0],
     "delta": [None, 0.5, 4.0],
+    "ref_model_mixup_alpha": [0.6],
+    "ref_model_sync_steps": [512],
+    "reference_rounds": [1],
     "reward_timeout": [0.5, 60],
     "reward_memory_mb": [1],
     "reward_workers": [None, 0, 3],
@@ -242,6 +248,27 @@ def test_reward_weights_are_finite_numbers(make: Callable[..., GRPOConfig], weig
 
 def test_negative_reward_weight_is_fine(make: Callable[..., GRPOConfig]) -> None:
     assert make(reward_weights=[1, -0.5]).reward_weights == [1, -0.5]
+
+
+def test_a_living_reference_needs_a_reference_and_one_rule(make: Callable[..., GRPOConfig]) -> None:
+    assert make(sync_ref_model=True, beta=0.04, ref_model_mixup_alpha=1.0, ref_model_sync_steps=3).sync_ref_model
+    assert make(reference_rounds=3, beta=0.04).reference_rounds == 3
+    for field, value in (("sync_ref_model", True), ("reference_rounds", 2)):
+        (problem,) = problems_of(make, **{field: value})
+        assert problem.startswith(f"{field}={value} must come with beta above 0")
+    (problem,) = problems_of(make, beta=0.04, sync_ref_model=True, reference_rounds=2)
+    assert problem.startswith("sync_ref_model=True and reference_rounds=2 exclude each other")
+    for field, value in (("ref_model_mixup_alpha", 0.5), ("ref_model_sync_steps", 7)):
+        (problem,) = problems_of(make, beta=0.04, **{field: value})
+        assert problem == (
+            f"{field}={value} has an effect only with sync_ref_model=True. Set that, or leave the field unset."
+        )
+
+
+def test_from_trl_takes_a_synced_reference(make_trl: Callable[..., TRLGRPOConfig]) -> None:
+    theirs = make_trl(beta=0.04, sync_ref_model=True, ref_model_sync_steps=64, ref_model_mixup_alpha=0.9)
+    ours = GRPOConfig.from_trl(theirs)
+    assert (ours.sync_ref_model, ours.ref_model_sync_steps, ours.ref_model_mixup_alpha) == (True, 64, 0.9)
 
 
 def test_kl_in_reward_needs_a_kl_of_sampled_tokens(make: Callable[..., GRPOConfig]) -> None:
@@ -462,6 +489,9 @@ CONVERTED: dict[str, Any] = {  # every field that TRL and we share by name, away
     "log_completions": True,
     "num_completions_to_print": 3,
     "use_bias_correction_kl": False,
+    "sync_ref_model": True,
+    "ref_model_mixup_alpha": 0.9,
+    "ref_model_sync_steps": 64,
 }
 TRAINING: dict[str, Any] = {  # TrainingArguments that its __post_init__ rewrites
     "per_device_train_batch_size": 2,
@@ -522,7 +552,6 @@ def test_from_trl_names_all_problems_at_once(make_trl: Callable[..., TRLGRPOConf
     unsupported = {
         "use_vllm": True,
         "vllm_mode": "server",
-        "sync_ref_model": True,
         "loss_type": "cispo",
         "use_liger_kernel": True,
         "log_unique_prompts": True,

@@ -13,11 +13,11 @@ from accelerate.utils import gather_object
 from .config import GRPOConfig
 from .data import GenerationFeed
 from .experience import Experience
-from .policy import AdapterOff, Snapshot
+from .policy import AdapterOff, LivingReference, Snapshot
 
 logger = get_logger(__name__)
 
-Reference = AdapterOff | Snapshot | None
+Reference = AdapterOff | Snapshot | LivingReference | None
 
 # Together they say which completions a micro-step trains on, so inside a generation none of them may change
 _LAYOUT = (
@@ -42,12 +42,13 @@ def save_state(
     Makes the folder: this comes before transformers' own files, of which some processes write none.
     """
     unfinished = experience if feed.position > 0 else None  # at 0 the next step makes a new generation
+    present = _present(reference)
     state = {
         "layout": _layout(args),
         "position": feed.position,
         "experience": None if unfinished is None else unfinished.state_dict(),
-        "reference_kind": type(reference).__name__,
-        "reference": reference.values if isinstance(reference, Snapshot) else None,
+        "reference_kind": type(present).__name__,
+        "reference": present.values if isinstance(present, Snapshot) else None,
     }
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(state, _state_file(folder, args.process_index))
@@ -90,10 +91,10 @@ def load_state(
     if problems:
         raise ValueError(problems[0])
     if state is None:
-        if isinstance(reference, Snapshot):
+        if isinstance(_present(reference), Snapshot):
             logger.warning(f"{own} is missing: the KL reference is the policy that the trainer was built with.")
         return None
-    if isinstance(reference, Snapshot) and state["reference"] is not None:
+    if isinstance(reference, Snapshot | LivingReference) and state["reference"] is not None:
         reference.restore(state["reference"])
     if place == 0:
         return None
@@ -133,20 +134,26 @@ def _generation_problem(state: dict[str, Any] | None, own: Path, args: GRPOConfi
 def _reference_problem(state: dict[str, Any] | None, own: Path, reference: Reference, anywhere: bool) -> str | None:
     """Why the KL would be taken to another reference than before; starting or ceasing to have one is no problem."""
     if state is None:
-        if isinstance(reference, Snapshot) and anywhere:
+        if isinstance(reference, Snapshot | LivingReference) and anywhere:
             return (
                 f"{own} is missing, while other processes found the checkpoint's KL reference in theirs. Copy their "
                 "grpo_state_*.pt to every machine."
             )
         return None
-    then, now = state["reference_kind"], type(reference).__name__
+    then, now = state["reference_kind"], type(_present(reference)).__name__
     if then == now or reference is None or then == type(None).__name__:
         return None
+    if isinstance(reference, LivingReference) and then == Snapshot.__name__:
+        return None  # of a fresh adapter, that has been synced since
     return (
         f"the KL reference of {own.parent} is {_REFERENCES[then]} ({then}), that of this trainer is {_REFERENCES[now]} "
         f"({now}). Build the trainer from the model and peft_config that the first run was built from: train() itself "
         "loads the checkpoint's weights. Or start a new run, without resume_from_checkpoint."
     )
+
+
+def _present(reference: Reference) -> AdapterOff | Snapshot | None:
+    return reference.current if isinstance(reference, LivingReference) else reference
 
 
 def _layout(args: GRPOConfig) -> dict[str, int]:

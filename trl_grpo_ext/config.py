@@ -129,6 +129,20 @@ class GRPOConfig(_BaseConfig):
         "reverse-KL gradient (DeepSeek-V3.2, arXiv:2512.02556).",
         True,
     )
+    sync_ref_model: bool = _help(
+        "Whether the reference follows the policy: every `ref_model_sync_steps` optimizer steps it becomes `alpha` * "
+        "policy + (1 - `alpha`) * reference, parameter by parameter. With an adapter, of the adapter's parameters.",
+        False,
+    )
+    ref_model_mixup_alpha: float = _help(
+        "`alpha` of `sync_ref_model` (TR-DPO, arXiv:2404.09656). 1.0 sets the reference to the policy.", 0.6
+    )
+    ref_model_sync_steps: int = _help("Optimizer steps from one sync of `sync_ref_model` to the next.", 512)
+    reference_rounds: int = _help(
+        "Rounds of iterative GRPO (DeepSeekMath, arXiv:2402.03300, Algorithm 1): training is cut into so many equal "
+        "parts, and each begins with the reference set to the policy. 1: the reference stays what it was.",
+        1,
+    )
     num_iterations: int = _help("Iterations per batch of completions (mu in the algorithm).", 1)
     epsilon: float = _help("Lower clipping range of the ratio: it is clipped below 1 - epsilon.", 0.2)
     epsilon_high: float | None = _help(

@@ -53,7 +53,7 @@ def value_problems(config: GRPOConfig) -> list[str]:
     problems = [problem for rule in RULES if (problem := rule.problem(getattr(config, rule.field))) is not None]
     for field, allowed in CHOICES.items():
         problems += _choice_problem(field, getattr(config, field), allowed)
-    for check in (_reward_weights, _kl_in_reward, _estimator, _resampling, _both_generation_sizes):
+    for check in (_reward_weights, _kl_in_reward, _living_reference, _estimator, _resampling, _both_generation_sizes):
         problems += check(config)
     return problems
 
@@ -112,6 +112,29 @@ def _kl_in_reward(config: GRPOConfig) -> Iterator[str]:
             "kl_in_reward=True must come with multi_objective_aggregation='sum_then_normalize': normalized by itself, "
             "the KL would weigh the same whatever beta is. Set it, or kl_in_reward=False."
         )
+
+
+def _living_reference(config: GRPOConfig) -> Iterator[str]:
+    fields = ("ref_model_mixup_alpha", "ref_model_sync_steps", "reference_rounds")
+    if any(RULE_OF[field].problem(getattr(config, field)) for field in fields):
+        return
+    rounds = config.reference_rounds
+    wishes = ["sync_ref_model=True"] * bool(config.sync_ref_model)
+    wishes += [f"reference_rounds={rounds}"] * (rounds != 1)
+    if wishes and config.beta == 0:
+        yield (
+            f"{' and '.join(wishes)} must come with beta above 0: with beta=0.0 there is no reference. Set beta, or "
+            "leave the field unset."
+        )
+    if len(wishes) == 2:
+        yield (
+            f"{' and '.join(wishes)} exclude each other: each says when the reference is set to the policy. Unset one."
+        )
+    if config.sync_ref_model:
+        return
+    for field in fields[:2]:
+        if (value := getattr(config, field)) != _default(field):
+            yield f"{field}={value!r} has an effect only with sync_ref_model=True. Set that, or leave the field unset."
 
 
 def _estimator(config: GRPOConfig) -> Iterator[str]:

@@ -81,6 +81,14 @@ RULES: tuple[Rule, ...] = (
     Rule("min_p", number(lambda v: 0 <= v <= 1), "a number in [0, 1]", "Leave it unset to turn it off", optional=True),
     Rule("repetition_penalty", number(lambda v: v > 0), "a number above 0", "Set 1.0 to turn it off"),
     Rule("beta", number(lambda v: v >= 0), "a number of at least 0", "Set 0.0 to train without a KL term"),
+    Rule(
+        "ref_model_mixup_alpha",
+        number(lambda v: 0 < v <= 1),
+        "a number in (0, 1]",
+        "Set 1.0 to set the reference to the policy; the default is 0.6",
+    ),
+    Rule("ref_model_sync_steps", integer(1), "an integer of at least 1", "The default is 512"),
+    Rule("reference_rounds", integer(1), "an integer of at least 1", "Set 1 for a reference that stays"),
     Rule("epsilon", number(lambda v: 0 <= v < 1), "a number in [0, 1)", "The default is 0.2"),
     Rule(
         "epsilon_high",

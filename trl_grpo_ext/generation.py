@@ -22,7 +22,7 @@ from .evaluating import evaluating
 from .experience import Experience, MicroBatch, StepBatch
 from .metrics import CompletionLog, MetricLog, StepClock, length_metrics, reward_metrics
 from .objective import kl_penalised_rewards
-from .policy import AdapterOff, Snapshot, TokenScores
+from .policy import AdapterOff, LivingReference, Snapshot, TokenScores
 from .resampling import Resampled, Resampler
 from .rewards import RewardScorer, SpanDecoder
 from .rollout import GroupSampler
@@ -43,7 +43,7 @@ class ExperienceMaker:
     reward_scorer: RewardScorer
     reward_weights: torch.Tensor  # (K,)
     score: Callable[[nn.Module, MicroBatch], TokenScores]
-    reference: AdapterOff | Snapshot | None
+    reference: AdapterOff | Snapshot | LivingReference | None
     prompt_limit: int | None  # tokens
     packed: bool
     completion_log: CompletionLog

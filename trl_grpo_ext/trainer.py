@@ -40,7 +40,6 @@ from .policy import (
     exact_kl,
     head_spec,
     is_default_checkpointing,
-    make_reference,
     no_gradient_loss,
 )
 from .rollout import GroupSampler, SamplingParams
@@ -59,6 +58,7 @@ from .startup import (
     resolve_config,
     resolve_tokenizer,
 )
+from .syncing import start_reference
 
 
 class GRPOTrainer(_BaseTrainer):
@@ -160,7 +160,7 @@ class GRPOTrainer(_BaseTrainer):
         self._feed = GenerationFeed(args.steps_per_generation or 1, args.num_iterations)
         self._experience: Experience | None = None
         self._loss_beta = 0.0 if args.kl_in_reward else args.beta
-        self._reference = make_reference(self.model) if args.beta else None
+        self._reference = start_reference(self.model, args, self._metrics, self.add_callback) if args.beta else None
         self._completion_log = CompletionLog(str(args.output_dir), args.num_completions_to_print)
         self._maker = ExperienceMaker(
             args=args,

@@ -8,7 +8,15 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 
 from trl_grpo_ext.attention import use_group_attention
-from trl_grpo_ext.policy import AdapterOff, CompletionScorer, GroupPart, Snapshot, make_reference, pack_row
+from trl_grpo_ext.policy import (
+    AdapterOff,
+    CompletionScorer,
+    GroupPart,
+    LivingReference,
+    Snapshot,
+    make_reference,
+    pack_row,
+)
 
 CPU = torch.device("cpu")
 
@@ -198,3 +206,84 @@ def test_a_loaded_adapter_is_its_own_reference(base, make_model, tmp_path):
     scorer = CompletionScorer(again, 1.0)
     with reference.active():
         torch.testing.assert_close(logps(loaded, scorer), expected)
+
+
+# --- a reference that follows the policy ---
+
+
+def trainable(model):
+    return [p.detach().clone() for p in model.parameters() if p.requires_grad]
+
+
+POLICIES = {
+    "fresh": lambda base: adapted(base),
+    "trained": lambda base: adapted(base, init_lora_weights=False),
+    "DoRA": lambda base: adapted(base, use_dora=True),
+    "modules_to_save": lambda base: adapted(base, modules_to_save=["lm_head"]),
+    "full": lambda base: base,
+}
+
+
+@pytest.mark.parametrize("kind", POLICIES)
+@pytest.mark.parametrize("mixes", [False, True])
+def test_after_a_hard_sync_the_reference_is_the_policy(base, kind, mixes):
+    model = POLICIES[kind](base)
+    scorer = CompletionScorer(base, 1.0)
+    before = logps(model, scorer)
+    reference = LivingReference(model, mixes=mixes)
+    for _ in range(2):
+        move(model)
+        with reference.active():
+            assert torch.allclose(logps(model, scorer), before, atol=1e-6)
+        reference.sync(1.0)
+        before = logps(model, scorer)
+        with reference.active():
+            assert torch.equal(logps(model, scorer), before)
+    move(model)
+    with reference.active():
+        assert torch.equal(logps(model, scorer), before)  # a copy, not the parameters themselves
+
+
+@pytest.mark.parametrize("kind", POLICIES)
+def test_a_soft_sync_is_the_average_of_parameters(base, kind):
+    """r1 = 0.75 r0 + 0.25 p1, r2 = 0.75 r1 + 0.25 p2, with p1 = p0 + 0.1, p2 = p0 + 0.2 and r0 = p0.
+
+    So r1 = p0 + 0.025 and r2 = p0 + 0.75 * 0.025 + 0.25 * 0.2 = p0 + 0.06875.
+    """
+    model = POLICIES[kind](base)
+    start = trainable(model)
+    reference = LivingReference(model, mixes=True)
+    for distance in (0.025, 0.06875):
+        move(model)
+        moved = trainable(model)
+        reference.sync(0.25)
+        assert len(reference.current.values) == len(start)
+        for value, first in zip(reference.current.values, start, strict=True):
+            torch.testing.assert_close(value, first + distance, rtol=0, atol=1e-6)
+        assert all(torch.equal(a, b) for a, b in zip(trainable(model), moved, strict=True))  # the policy stays
+
+
+@pytest.mark.parametrize("mixes", [False, True])
+def test_it_costs_one_adapter_at_most(base, mixes):
+    model = adapted(base)
+    size = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+    reference = LivingReference(model, mixes=mixes)
+
+    def held():
+        return sum(value.nbytes for value in reference.current.values) if reference.current is not None else 0
+
+    if not mixes:
+        assert isinstance(reference.current, AdapterOff)  # nothing yet
+        reference.sync(1.0)
+    storages = [value.untyped_storage().data_ptr() for value in reference.current.values]
+    for alpha in (1.0, 0.5, 0.25):
+        reference.sync(alpha)
+    assert held() == size
+    assert [value.untyped_storage().data_ptr() for value in reference.current.values] == storages  # in place
+    assert not {p.untyped_storage().data_ptr() for p in model.parameters()} & set(storages)
+
+
+def test_an_average_needs_the_start(base):
+    reference = LivingReference(adapted(base), mixes=False)
+    with pytest.raises(ValueError, match="mixes=True"):
+        reference.sync(0.5)

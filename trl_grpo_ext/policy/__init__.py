@@ -12,12 +12,13 @@ from .model import (
 from .packing import GroupPart, PackedRow, deal_rows, pack_row
 from .probe import packing_problem
 from .recompute import RecomputeBudget, is_default_checkpointing
-from .reference import AdapterOff, Snapshot, make_reference
+from .reference import AdapterOff, LivingReference, Snapshot, make_reference
 
 __all__ = [
     "AdapterOff",
     "CompletionScorer",
     "GroupPart",
+    "LivingReference",
     "PackedRow",
     "RecomputeBudget",
     "Snapshot",

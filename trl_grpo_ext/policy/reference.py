@@ -4,6 +4,7 @@
 - An adapter that was already trained (or that starts away from zero, as PiSSA does) is its own reference: a frozen
   snapshot of the trainable parameters, one adapter in size, put in their place while the reference runs.
 - Full fine-tuning snapshots every parameter, which is what a second model would cost.
+- A living reference follows the policy while it is trained: it becomes a snapshot when it first does.
 
 A snapshot is never part of the model, so it is in no export.
 """
@@ -11,7 +12,7 @@ A snapshot is never part of the model, so it is in no export.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from peft import PeftModel
@@ -47,6 +48,19 @@ class Snapshot:
         finally:
             self._exchange()
 
+    @torch.no_grad()
+    def mix(self, alpha: float) -> None:
+        """Set every value `r` to `(1 - alpha) r + alpha p` with the policy's present `p`, in place.
+
+        The average is one of parameters, as TRL's is. The product of two averaged LoRA matrices is not the average of
+        the products, unless `alpha` is 0 or 1.
+        """
+        for value, parameter in zip(self.values, self._parameters, strict=True):
+            if alpha == 1:
+                value.copy_(parameter)
+            else:
+                value.mul_(1 - alpha).add_(parameter.detach(), alpha=alpha)
+
     def restore(self, values: list[torch.Tensor]) -> None:
         """Take the snapshot of an earlier run (from a checkpoint).
 
@@ -68,6 +82,47 @@ def make_reference(model: nn.Module) -> AdapterOff | Snapshot:
     if isinstance(model, PeftModel) and _adapter_is_zero(model):
         return AdapterOff(model)
     return Snapshot(model)
+
+
+class LivingReference:
+    """A reference that is set to the policy from time to time, or taken part of the way towards it.
+
+    Beyond what `make_reference` takes it costs one snapshot of what trains, at most: a fresh adapter's from the first
+    sync on, or from the start if `mixes`.
+
+    Args:
+        model: The policy before training.
+        mixes: Whether `sync` will be called with an `alpha` below 1. An average needs the adapter's first values, which
+            the base alone does not have.
+    """
+
+    def __init__(self, model: nn.Module, *, mixes: bool) -> None:
+        self._model = model
+        first = make_reference(model)
+        self.current: AdapterOff | Snapshot = Snapshot(model) if mixes and isinstance(first, AdapterOff) else first
+
+    def active(self) -> AbstractContextManager[None]:
+        """The reference inside, the policy again after."""
+        return self.current.active()
+
+    def sync(self, alpha: float) -> None:
+        """Reference = `(1 - alpha)` reference + `alpha` policy, parameter by parameter; with 1 it is the policy.
+
+        Raises:
+            ValueError: for an `alpha` below 1 where `mixes` was not said.
+        """
+        if isinstance(self.current, Snapshot):
+            self.current.mix(alpha)
+        elif alpha == 1:
+            self.current = Snapshot(self._model)
+        else:
+            raise ValueError(f"alpha={alpha} needs a reference made with mixes=True: the adapter's start is not known.")
+
+    def restore(self, values: list[torch.Tensor]) -> None:
+        """As `Snapshot.restore`, also where there had been no sync yet in this run."""
+        if not isinstance(self.current, Snapshot):
+            self.current = Snapshot(self._model)
+        self.current.restore(values)
 
 
 @torch.no_grad()
