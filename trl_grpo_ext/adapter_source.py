@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,9 +61,11 @@ def read_adapter(path: str | os.PathLike[str], base: str | None = None, revision
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message: those of the Hub and of PEFT have many."""
+    """The first line of an error's message (the libraries' have many), with the second where it announces that."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 
 def read_base_config(base: str, revision: str | None, trust_remote_code: bool = False) -> PretrainedConfig:
@@ -106,7 +109,9 @@ def load_adapter(model: PreTrainedModel, source: AdapterSource) -> PeftModel:
     """
     try:
         # Twice, because only the second call tells what it could not place
-        wrapped = PeftModel.from_pretrained(model, source.path)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Found missing adapter keys")
+            wrapped = PeftModel.from_pretrained(model, source.path)
         result = wrapped.load_adapter(source.path, wrapped.active_adapter)
     except LOAD_ERRORS as error:
         raise ValueError(

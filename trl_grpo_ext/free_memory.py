@@ -1,4 +1,4 @@
-"""How much memory is free where a model is to go."""
+"""Where a model is to go, and how much memory is free there."""
 
 from __future__ import annotations
 
@@ -17,6 +17,23 @@ _CGROUPS = (
         "total_inactive_file",
     ),
 )
+
+
+def pick_device(device: str | torch.device | None) -> torch.device:
+    """The device of that name; None: the GPU if there is one, else the CPU.
+
+    Raises:
+        ValueError: if there is no such device here.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"device={str(device)!r} cannot be used here: {reason}") from error
+    return place
 
 
 def free_bytes(device: torch.device) -> int | None:

@@ -23,6 +23,7 @@ from .adapter_source import (
 )
 from .attention import use_group_attention
 from .data import Prompt, PromptEncoder
+from .free_memory import pick_device
 from .policy import CompletionScorer, base_model_of, context_limit, packing_problem
 from .rollout import GroupSampler, SamplingParams
 
@@ -90,7 +91,7 @@ def load_policy(
     if stored and quantize:
         raise ValueError(f"quantize={quantize!r}, but {name!r} is stored quantized already ({stored}): leave it out")
     tokenizer = load_tokenizer(source, name, at, trust_remote_code)
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = pick_device(device)
     stored_dtype = cast(torch.dtype, config.dtype or config.get_text_config().dtype or torch.float32)
     try:
         model: PreTrainedModel | PeftModel = AutoModelForCausalLM.from_pretrained(

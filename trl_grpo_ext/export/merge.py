@@ -29,6 +29,7 @@ from ..adapter_source import (
     read_base_config,
 )
 from ..data import Prompt, PromptEncoder
+from ..free_memory import pick_device
 from ..policy import context_limit
 from .check import SAMPLE_PROMPTS, LogpDifference, TextScores, compare, continue_greedily, score_texts
 from .folder import written_whole
@@ -107,7 +108,7 @@ def merge_adapter(
         MergeCheckError: if the difference is too large.
     """
     source, config, tokenizer, target = _resolve(adapter, output, base, base_revision, dtype, trust_remote_code)
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = pick_device(device)
     chosen = _conversations(tokenizer) if prompts is None else list(prompts)
     empty = empty_model(config, source.base, trust_remote_code)
     prompt_ids = _encode(chosen, tokenizer, context_limit(empty), continuation)
