@@ -104,6 +104,12 @@ def test_bad_input(base: Path, adapter: Path, tmp_path: Path) -> None:
         load_policy(None, str(base))
     with pytest.raises(ValueError, match=r"Its subfolder\(s\) adapter have one"):
         load_policy(None, str(adapter.parent))
+    with pytest.raises(ValueError, match="adapter='no-such/adapter' cannot be read"):  # on the Hub, without network
+        load_policy(None, "no-such/adapter")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "adapter_config.json").write_text("{")
+    with pytest.raises(ValueError, match="broken' cannot be read"):
+        load_policy(None, str(tmp_path / "broken"))
     with pytest.raises(ValueError, match="quantize='int3' must be one of"):
         load_policy(str(base), quantize="int3")
     policy = load_policy(str(base))
