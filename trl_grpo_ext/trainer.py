@@ -36,6 +36,7 @@ from .policy import (
     CompletionScorer,
     RecomputeBudget,
     TokenScores,
+    active_adapter_only,
     base_model_of,
     exact_kl,
     head_spec,
@@ -324,6 +325,10 @@ class GRPOTrainer(_BaseTrainer):
             if self.args.log_completions and self.accelerator.is_main_process:
                 self._completion_log.write(self.state.global_step)
         super().log(logs, start_time)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        with active_adapter_only(self.model):
+            super()._save(output_dir, state_dict)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self.create_model_card(model_name=Path(self.args.hub_model_id or str(self.args.output_dir)).name)

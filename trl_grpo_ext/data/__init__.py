@@ -2,17 +2,20 @@
 
 from .feed import GenerationFeed, Take
 from .order import EpochOrder, GroupOrder, repeat_stream
-from .prompts import EncodedPrompt, PromptEncoder, batched, check_columns, check_prompts
+from .prompt_file import read_prompts
+from .prompts import EncodedPrompt, Prompt, PromptEncoder, batched, check_columns, check_prompts
 
 __all__ = [
     "EncodedPrompt",
     "EpochOrder",
     "GenerationFeed",
     "GroupOrder",
+    "Prompt",
     "PromptEncoder",
     "Take",
     "batched",
     "check_columns",
     "check_prompts",
+    "read_prompts",
     "repeat_stream",
 ]

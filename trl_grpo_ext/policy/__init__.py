@@ -13,6 +13,7 @@ from .packing import GroupPart, PackedRow, deal_rows, pack_row
 from .probe import packing_problem
 from .recompute import RecomputeBudget, is_default_checkpointing
 from .reference import AdapterOff, LivingReference, Snapshot, make_reference
+from .saving import active_adapter_only
 
 __all__ = [
     "AdapterOff",
@@ -23,6 +24,7 @@ __all__ = [
     "RecomputeBudget",
     "Snapshot",
     "TokenScores",
+    "active_adapter_only",
     "add_adapter",
     "base_model_of",
     "context_limit",
