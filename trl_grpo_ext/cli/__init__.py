@@ -1,0 +1,1 @@
+"""The console command `trl-grpo`: one module per subcommand."""
