@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 from ..credentials import known_tokens, redacted
+from .push import UploadError
 
 logger = logging.getLogger(__name__)
 
@@ -62,4 +63,4 @@ class BackgroundUploads:
     def _report(self, job: Future[T]) -> None:
         error = None if job.cancelled() else job.exception()
         if error is not None:
-            self.warn(str(error))
+            self.warn(str(error) if isinstance(error, UploadError) else f"An upload to the Hub failed: {error}.")

@@ -19,6 +19,7 @@ class HeldOut:
     prefix: str  # "eval", or "eval_<name>"
     name: str
     id: str | None
+    config: str | None
     split: str | None
     prompts: int | None
     completions_per_prompt: int
@@ -95,6 +96,7 @@ def as_eval_results(results: Sequence[Result]) -> list[EvalResult]:
             task_name="Text generation",
             dataset_type=result.held_out.id or "custom",
             dataset_name=result.held_out.name,
+            dataset_config=result.held_out.config,  # what tells two datasets of one type apart
             dataset_split=result.held_out.split,
             metric_type="accuracy" if "accuracy" in result.metric else "reward",
             metric_name=f"{result.metric} (mean over held-out completions)",

@@ -186,6 +186,7 @@ class HubPublishing(_BaseTrainer):
                     prefix=f"eval_{name}" if isinstance(data, dict) else "eval",
                     name=dataset_id(dataset) or name,
                     id=dataset_id(dataset),
+                    config=name if isinstance(data, dict) else describe_dataset(dataset).get("config"),
                     split=describe_dataset(dataset).get("split"),
                     prompts=len(dataset) if isinstance(dataset, Dataset) else None,
                     completions_per_prompt=completions,
@@ -248,18 +249,18 @@ class HubPublishing(_BaseTrainer):
                 latest = self.args.hub_strategy == HubStrategy.CHECKPOINT
                 target = "last-checkpoint" if latest else checkpoint.name
                 self._upload_later(self._whole(checkpoint), f"{message}, checkpoint", path_in_repo=target)
-        except (OSError, ValueError) as error:  # a full disk, or a token in a file: no reason to stop training
+        except Exception as error:  # a full disk, a token in a file: whatever it is, no reason to stop training
             uploads.warn(f"The checkpoint of {place} was not uploaded: {error}.")
 
     def _whole(self, checkpoint: Path) -> Path:
         """All of a checkpoint, as links in a folder of its own."""
         staged = staging_folder(checkpoint.parent)
-        take(
-            checkpoint, [path.relative_to(checkpoint) for path in checkpoint.rglob("*") if path.is_file()], staged, True
-        )
-        files = [path for path in staged.rglob("*") if path.is_file() and path.stat().st_size < 2**24]  # no optimizer
+        # PEFT's README names a base's folder as its base, for which the Hub refuses the whole upload; ours is at the root
+        files = [file for file in existing(checkpoint, ["*"]) if file.name != "README.md"]
+        take(checkpoint, files, staged, link=True)
+        small = [staged / file for file in files if (staged / file).stat().st_size < 2**24]  # not the optimizer's state
         try:
-            check_no_tokens(files, known_tokens(self.args.hub_token))
+            check_no_tokens(small, known_tokens(self.args.hub_token))
         except ValueError:
             shutil.rmtree(staged)
             raise
