@@ -53,6 +53,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if words and not words[0].startswith("-"):
         words.insert(0, "--folder")
-    parser = TrlParser(PushArguments, prog="trl-grpo push")
+    parser = TrlParser(PushArguments, prog="trl-grpo push")  # type: ignore[arg-type]  # its annotation is a NewType
     (arguments,) = parser.parse_args_and_config(args=words)
     return run(arguments)

@@ -255,7 +255,7 @@ class HubPublishing(_BaseTrainer):
     def _whole(self, checkpoint: Path) -> Path:
         """All of a checkpoint, as links in a folder of its own."""
         staged = staging_folder(checkpoint.parent)
-        # PEFT's README names a base's folder as its base, for which the Hub refuses the whole upload; ours is at the root
+        # PEFT's README names the base even if it is a folder, for which the Hub refuses the whole upload
         files = [file for file in existing(checkpoint, ["*"]) if file.name != "README.md"]
         take(checkpoint, files, staged, link=True)
         small = [staged / file for file in files if (staged / file).stat().st_size < 2**24]  # not the optimizer's state

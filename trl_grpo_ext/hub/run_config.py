@@ -48,7 +48,8 @@ _FILLED_IN: dict[str, tuple[Any, ...]] = {
     "report_to": ([],),
     "debug": ([],),
     "activation_checkpointing": (True,),
-    "accelerator_config": (AcceleratorConfig().to_dict(),),
+    # TrainingArguments takes use_configured_state out of its own
+    "accelerator_config": ({k: v for k, v in AcceleratorConfig().to_dict().items() if k != "use_configured_state"},),
 }
 
 
