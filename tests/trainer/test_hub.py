@@ -171,6 +171,15 @@ def test_push_without_asking_for_it_before(hub: HubServer, make_trainer: Callabl
     assert hub.repos["ada/mine"].private
 
 
+def test_the_card_knows_whose_repository_it_is(hub: HubServer, make_trainer: Callable[..., GRPOTrainer]) -> None:
+    trainer = make_trainer(max_steps=1)
+    trainer.push_to_hub()
+    assert 'from_pretrained(base, "ada/out")' in hub.files("ada/out")["README.md"].decode()
+    on_disk = (Path(trainer.args.output_dir) / "README.md").read_text()
+    assert 'from_pretrained(base, "owner/name")' in on_disk  # it may be pushed to another
+    assert "# out" in on_disk
+
+
 def test_pull_request(hub: HubServer, make_trainer: Callable[..., GRPOTrainer]) -> None:
     trainer = make_trainer(max_steps=1, hub_model_id="ada/mine", hub_revision="dev")
     commit = trainer.push_to_hub(create_pr=True)
@@ -216,6 +225,7 @@ def test_a_hub_that_never_answers_does_not_delay_training(
     said = [record.getMessage() for record in caplog.records if record.name.startswith("trl_grpo_ext")]
     assert len(said) == 1
     assert "has not ended within" in said[0]
+    assert not list(Path(trainer.args.output_dir).glob(".hub-upload-*"))  # the checkpoint's never began
 
 
 def test_no_network(

@@ -20,7 +20,7 @@ from trl.trainer.utils import get_config_model_id
 
 from ..config import GRPOConfig
 from ..credentials import check_no_tokens, known_tokens, without_tokens
-from .background import BackgroundUploads
+from .background import LONGEST_WAIT, BackgroundUploads
 from .card import model_card
 from .curves import save_reward_curves
 from .datasets import dataset_id, describe_dataset
@@ -40,8 +40,6 @@ from .push import (
 )
 from .run_config import run_config, save_run_config
 from .tokenizer import TOKENIZER_FILES, differs_from_base
-
-LONGEST_WAIT = 600.0  # seconds that the end of training waits for uploads under way
 
 
 class HubPublishing(_BaseTrainer):
@@ -110,7 +108,7 @@ class HubPublishing(_BaseTrainer):
         self._finish_current_push()
         folder = Path(str(self.args.output_dir))
         repo_id = str(self.hub_model_id or self.args.hub_model_id or folder.absolute().name)
-        self.create_model_card(**({"model_name": repo_id.split("/")[-1]} | kwargs))
+        self.create_model_card(**kwargs)
 
         def push() -> CommitInfo:
             return push_adapter(
@@ -164,8 +162,8 @@ class HubPublishing(_BaseTrainer):
         name = str(self.hub_model_id or self.args.hub_model_id or folder.absolute().name)
         card = model_card(
             record,
-            repo_id=name if "/" in name else f"owner/{name}",
-            model_name=model_name,
+            repo_id=name if "/" in name else None,  # whose it is, is filled in by the upload
+            model_name=model_name or name.split("/")[-1],
             results=latest_results(self.state.log_history, [about for _, about in held_out.values()]),
             has_curves=curves is not None,
             tokenizer_included=self._own_tokenizer,
@@ -202,7 +200,9 @@ class HubPublishing(_BaseTrainer):
         if not isinstance(model, PeftModel):
             return True
         base = get_config_model_id(cast(PreTrainedModel, model.get_base_model()).config)
-        return differs_from_base(cast(PreTrainedTokenizerBase, self.processing_class), base, only_local=True)
+        kwargs = self.args.model_init_kwargs
+        revision = kwargs.get("revision") if isinstance(kwargs, dict) else None
+        return differs_from_base(cast(PreTrainedTokenizerBase, self.processing_class), base, revision, only_local=True)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         with _tokens_hidden(self.args):  # training_args.bin is a pickle of the config
@@ -281,7 +281,8 @@ class HubPublishing(_BaseTrainer):
             finally:
                 shutil.rmtree(staged, ignore_errors=True)
 
-        self._background().submit(push)
+        job = self._background().submit(push)
+        job.add_done_callback(lambda job: shutil.rmtree(staged, ignore_errors=True) if job.cancelled() else None)
 
     def _finish_current_push(self) -> None:
         if self._uploads is not None:

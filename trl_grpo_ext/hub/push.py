@@ -19,7 +19,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import http_backoff  # type: ignore[attr-defined]  # public, but lazily exported
 
 from ..credentials import check_no_tokens, known_tokens, redacted
-from .card import model_card
+from .card import UNKNOWN_REPO, model_card
 from .curves import FILE as CURVES_FILE
 from .run_config import FILE as CONFIG_FILE
 from .run_config import is_hub_id, load_run_config
@@ -132,7 +132,7 @@ def upload(
     path_in_repo: str | None = None,
     endpoint: str | None = None,
 ) -> CommitInfo:
-    """Upload all of `folder`.
+    """Upload all of `folder`, a staged one.
 
     Raises:
         ValueError: the Hub refuses an id or the card.
@@ -141,6 +141,7 @@ def upload(
     api = HfApi(endpoint=endpoint, token=token, library_name="trl-grpo-ext")
     try:
         repo_id = create_repository(api, repo_id, private)
+        _name_repository(folder / "README.md", repo_id)
         if revision and revision != "main" and not revision.startswith("refs/"):
             branch = revision
             retried(lambda: api.create_branch(repo_id, branch=branch, exist_ok=True))
@@ -159,6 +160,13 @@ def upload(
     except Exception as error:  # the client's, httpx's and xet's: all mean that it is not on the Hub
         tokens = known_tokens(token)
         raise UploadError(redacted(f"The upload to {repo_id} failed: {reason(error)}.", tokens)) from error
+
+
+def _name_repository(card: Path, repo_id: str) -> None:
+    """In the card's lines that load the model: its owner is known once the Hub has answered."""
+    if card.is_file():
+        text = card.read_text(encoding="utf-8")
+        card.write_text(text.replace(f'"{UNKNOWN_REPO}"', f'"{repo_id}"'), encoding="utf-8")
 
 
 def create_repository(api: HfApi, repo_id: str, private: bool | None) -> str:
@@ -319,7 +327,8 @@ def _complete_card(staged: Path, repo_id: str, is_adapter: bool, with_tokenizer:
     }
     card = model_card(
         record,
-        repo_id=repo_id,
+        repo_id=repo_id if "/" in repo_id else None,
+        model_name=repo_id.split("/")[-1],
         has_curves=(staged / CURVES_FILE).is_file(),
         tokenizer_included=with_tokenizer,
         base_model=base if base and is_hub_id(base) else None,

@@ -34,12 +34,14 @@ def tokenizer_changed(folder: Path, base: str | None) -> bool:
     return differs_from_base(AutoTokenizer.from_pretrained(folder), base)
 
 
-def differs_from_base(tokenizer: PreTrainedTokenizerBase, base: str | None, only_local: bool = False) -> bool:
+def differs_from_base(
+    tokenizer: PreTrainedTokenizerBase, base: str | None, revision: str | None = None, only_local: bool = False
+) -> bool:
     """The same of a tokenizer in memory. `only_local`: the base's is not asked for over the network."""
     if not base:
         return True
     try:
-        original = AutoTokenizer.from_pretrained(base, local_files_only=only_local)
+        original = AutoTokenizer.from_pretrained(base, revision=revision, local_files_only=only_local)
     except (OSError, ValueError):
         return True
     return _essence(tokenizer) != _essence(original)
