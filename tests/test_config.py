@@ -21,6 +21,7 @@ from trl_grpo_ext.config_rules import CHOICES, REFUSED, RULES
 
 OWN_FIELDS = {"kl_estimator", "kl_in_reward", "attention_packing", "advantage_estimator", "num_generations_max"} | {
     "dynamic_sampling", "dynamic_sampling_max_rounds", "reference_rounds",
+    "adapter_name_or_path", "adapter_revision",
     *(f"reward_{name}" for name in ("timeout", "memory_mb", "workers", "concurrency", "max_failure_rate")),
 }  # fmt: skip
 FIELDS_OF_TRL = set(
@@ -597,3 +598,29 @@ def test_from_trl_refuses_a_config_changed_into_a_contradiction(make_trl: Callab
 def test_from_trl_takes_nothing_else(wrong: Any) -> None:
     with pytest.raises(TypeError, match="takes an instance of trl"):
         GRPOConfig.from_trl(wrong)
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ({"adapter_name_or_path": ""}, "adapter_name_or_path='' must be a string that is not empty."),
+        ({"adapter_name_or_path": 3}, "adapter_name_or_path=3 must be a string"),
+        ({"adapter_name_or_path": "a/b", "adapter_revision": ""}, "adapter_revision='' must be a string"),
+        ({"adapter_revision": "v1"}, "adapter_revision='v1' must come with adapter_name_or_path"),
+    ],
+)
+def test_adapter_to_start_from(make: Callable[..., GRPOConfig], given: dict[str, Any], problem: str) -> None:
+    (found,) = problems_of(make, **given)
+    assert found.startswith(problem)
+    make(adapter_name_or_path="a/b", adapter_revision="v1")
+
+
+def test_tokens_are_in_no_text_of_a_config(make: Callable[..., GRPOConfig]) -> None:
+    """`dataclass` would write a `__repr__` with every field, and dicts are written as they are."""
+    token = "hf_" + "TestOnly" * 4
+    config = make(hub_token=token, model_init_kwargs={"token": token, "revision": "v2"})
+    for text in (str(config), repr(config), config.to_json_string(), str(config.to_dict())):
+        assert token not in text
+        assert "v2" in text
+    assert config.hub_token == token
+    assert config.model_init_kwargs == {"token": token, "revision": "v2"}

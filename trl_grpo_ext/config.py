@@ -11,6 +11,7 @@ from trl.trainer.grpo_config import GRPOConfig as TRLGRPOConfig
 
 from .config_checks import InvalidConfigError, refused_features, settled_problems, value_problems
 from .config_rules import GENERATION_KEYS
+from .credentials import known_tokens, redacted, without_tokens
 
 # TRL takes booleans here; the command line hands them over as strings.
 _SCALE_REWARDS = {True: "group", False: "none", "True": "group", "False": "none", "true": "group", "false": "none"}
@@ -63,6 +64,13 @@ class GRPOConfig(_BaseConfig):
         "Whether to allow models and tokenizers that ship custom Python code, reward models' included.", False
     )
     disable_dropout: bool = _help("Whether to disable dropout in the model.", False)
+
+    adapter_name_or_path: str | None = _help(
+        "Id or path of a PEFT adapter to go on training. Its base is the `model` argument or, if that is None, the one "
+        "it was trained on. Excludes `peft_config`.",
+        None,
+    )
+    adapter_revision: str | None = _help("Branch, tag or commit of `adapter_name_or_path`.", None)
 
     # The data
     num_generations: int = _help(
@@ -230,6 +238,17 @@ class GRPOConfig(_BaseConfig):
         if problems:
             raise InvalidConfigError(*problems)
         self._derive_generation_batch()
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in `TrainingArguments`, which leaves out `hub_token`; here tokens in `model_init_kwargs` too."""
+        values = super().to_dict()
+        values["model_init_kwargs"] = without_tokens(values["model_init_kwargs"], known_tokens(self.hub_token))
+        return values
+
+    def __str__(self) -> str:
+        return redacted(super().__str__(), known_tokens(self.hub_token))
+
+    __repr__ = __str__
 
     def _derive_generation_batch(self) -> None:
         """Fill whichever of `generation_batch_size` and `steps_per_generation` is unset, as TRL does."""

@@ -53,7 +53,8 @@ def value_problems(config: GRPOConfig) -> list[str]:
     problems = [problem for rule in RULES if (problem := rule.problem(getattr(config, rule.field))) is not None]
     for field, allowed in CHOICES.items():
         problems += _choice_problem(field, getattr(config, field), allowed)
-    for check in (_reward_weights, _kl_in_reward, _living_reference, _estimator, _resampling, _both_generation_sizes):
+    checks = (_reward_weights, _kl_in_reward, _living_reference, _estimator, _resampling, _both_generation_sizes)
+    for check in (*checks, _adapter_source):
         problems += check(config)
     return problems
 
@@ -177,6 +178,18 @@ def _both_generation_sizes(config: GRPOConfig) -> Iterator[str]:
         yield (
             f"generation_batch_size={config.generation_batch_size} and steps_per_generation="
             f"{config.steps_per_generation} must not both be set, as each follows from the other. Leave one unset."
+        )
+
+
+def _adapter_source(config: GRPOConfig) -> Iterator[str]:
+    adapter, revision = config.adapter_name_or_path, config.adapter_revision
+    for field, value in (("adapter_name_or_path", adapter), ("adapter_revision", revision)):
+        if value is not None and (not isinstance(value, str) or not value):
+            yield f"{field}={value!r} must be a string that is not empty. Leave it unset for none."
+    if revision is not None and adapter is None:
+        yield (
+            f"adapter_revision={revision!r} must come with adapter_name_or_path, of which it is a revision. Set it, or "
+            "leave both unset."
         )
 
 

@@ -21,12 +21,16 @@ from .config import GRPOConfig
 from .data import PromptEncoder, check_columns, check_prompts, repeat_stream
 from .policy import (
     CompletionScorer,
+    adapter_base,
     add_adapter,
     base_model_of,
+    check_adapter_source,
     context_limit,
     disable_dropout,
+    load_adapter,
     load_model,
     packing_problem,
+    tokenizer_source,
 )
 from .rewards import Limits, RewardScorer
 from .rewards.batch import RESERVED
@@ -39,13 +43,20 @@ _TAKEN_COLUMNS = frozenset(RESERVED) - {"completion_ids"}
 EvalDataset: TypeAlias = Dataset | IterableDataset | dict[str, Dataset | IterableDataset]
 
 
-def resolve_config(args: GRPOConfig | TRLGRPOConfig | None, model: str | PreTrainedModel | PeftModel) -> GRPOConfig:
+def resolve_config(
+    args: GRPOConfig | TRLGRPOConfig | None,
+    model: str | PreTrainedModel | PeftModel | None,
+    peft_config: PeftConfig | None = None,
+) -> GRPOConfig:
     """Our config, TRL's converted, or the defaults with an output folder named after the model, as in TRL.
 
     Raises:
         TypeError: for anything else.
+        ValueError: if there is no model, or more than one adapter.
     """
+    check_adapter_source(getattr(args, "adapter_name_or_path", None), model, peft_config)
     if args is None:
+        assert model is not None  # checked above
         model_id = model if isinstance(model, str) else get_config_model_id(model.config)
         return GRPOConfig(output_dir=f"{model_id.split('/')[-1]}-GRPO")
     if isinstance(args, GRPOConfig):
@@ -61,7 +72,7 @@ def as_dict(value: dict[str, Any] | str | None) -> dict[str, Any]:
 
 
 def load_policy(
-    model: str | PreTrainedModel | PeftModel, args: GRPOConfig, quantization_config: BitsAndBytesConfig | None
+    model: str | PreTrainedModel | PeftModel | None, args: GRPOConfig, quantization_config: BitsAndBytesConfig | None
 ) -> PreTrainedModel | PeftModel:
     """`load_model` as the config says.
 
@@ -69,6 +80,10 @@ def load_policy(
         ValueError: for a mixture of experts whose load-balancing loss TRL would add to the objective.
     """
     init_kwargs = as_dict(args.model_init_kwargs)
+    adapter, token = args.adapter_name_or_path, init_kwargs.get("token")
+    if model is None:
+        model, revision = adapter_base(cast(str, adapter), args.adapter_revision, token)
+        init_kwargs.setdefault("revision", revision)
     if isinstance(model, str):
         init_kwargs.setdefault("trust_remote_code", args.trust_remote_code)
         if args.distributed_state.distributed_type in (DistributedType.MULTI_GPU, DistributedType.DEEPSPEED):
@@ -76,7 +91,7 @@ def load_policy(
             init_kwargs["device_map"] = None
     loaded = load_model(model, init_kwargs, quantization_config)
     _check_router_loss(base_model_of(loaded))
-    return loaded
+    return load_adapter(loaded, adapter, args.adapter_revision, token) if adapter else loaded
 
 
 def _check_router_loss(model: PreTrainedModel) -> None:
@@ -116,10 +131,11 @@ def resolve_tokenizer(
         ValueError: if the tokenizer has no EOS token.
     """
     if processing_class is None:
+        revision, token = (as_dict(args.model_init_kwargs).get(name) for name in ("revision", "token"))
+        source = tokenizer_source(args.adapter_name_or_path, args.adapter_revision, token)
+        source = source or (get_config_model_id(model.config), revision)
         processing_class = AutoTokenizer.from_pretrained(
-            get_config_model_id(model.config),
-            revision=as_dict(args.model_init_kwargs).get("revision"),
-            trust_remote_code=args.trust_remote_code,
+            source[0], revision=source[1], token=token, trust_remote_code=args.trust_remote_code
         )
     if not isinstance(processing_class, PreTrainedTokenizerBase):
         raise TypeError(f"processing_class must be a tokenizer (text only), got {type(processing_class).__name__}")

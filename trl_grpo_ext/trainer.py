@@ -20,7 +20,6 @@ from peft import PeftConfig, PeftModel
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, speed_metrics
-from trl.trainer.base_trainer import _BaseTrainer
 from trl.trainer.grpo_config import GRPOConfig as TRLGRPOConfig
 from trl.trainer.utils import identity
 
@@ -30,6 +29,7 @@ from .data import EpochOrder, GenerationFeed, GroupOrder, PromptEncoder
 from .evaluating import evaluating
 from .experience import Experience, MicroBatch, StepBatch
 from .generation import ExperienceMaker
+from .hub.publishing import HubPublishing
 from .metrics import CompletionLog, MetricLog, StepClock, record_loss_terms, record_micro_batches
 from .objective import StepNormalizer, grpo_loss
 from .policy import (
@@ -62,7 +62,7 @@ from .startup import (
 from .syncing import start_reference
 
 
-class GRPOTrainer(_BaseTrainer):
+class GRPOTrainer(HubPublishing):
     """Group Relative Policy Optimization (DeepSeekMath, arXiv:2402.03300 §4.1) for LoRA, QLoRA or full policies.
 
     Used like `trl.GRPOTrainer`:
@@ -77,7 +77,8 @@ class GRPOTrainer(_BaseTrainer):
         trainer.train()
 
     Args:
-        model: Id, path, `PreTrainedModel` or `PeftModel`. A `PeftModel` goes on training its adapter.
+        model: Id, path, `PreTrainedModel` or `PeftModel`. A `PeftModel` goes on training its adapter. None: the base of
+            `args.adapter_name_or_path`.
         reward_funcs: One or a list of callables
             `f(prompts, completions, completion_ids, **columns) -> list[float | None]`, sync or async, ids of reward
             models, or reward models.
@@ -109,7 +110,7 @@ class GRPOTrainer(_BaseTrainer):
 
     def __init__(
         self,
-        model: str | PreTrainedModel | PeftModel,
+        model: str | PreTrainedModel | PeftModel | None,
         reward_funcs: Any,
         args: GRPOConfig | TRLGRPOConfig | None = None,
         train_dataset: Dataset | IterableDataset | None = None,
@@ -121,7 +122,7 @@ class GRPOTrainer(_BaseTrainer):
         quantization_config: BitsAndBytesConfig | None = None,
         peft_config: PeftConfig | None = None,
     ) -> None:
-        args = resolve_config(args, model)
+        args = resolve_config(args, model, peft_config)
         datasets = named_datasets(train_dataset, eval_dataset)
         check_train_dataset(datasets["train_dataset"], args)
         rewards, weights = make_rewards(reward_funcs, reward_processing_classes, args)

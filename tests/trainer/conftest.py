@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from datasets import Dataset
+from hub_fixtures import hub, run_script  # noqa: F401 (fixtures)
 from peft import LoraConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 

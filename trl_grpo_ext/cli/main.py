@@ -15,10 +15,11 @@ from .. import __version__
 
 COMMANDS = {
     "merge": "merge an adapter into its base's original weights, and check the result",
+    "push": "upload what a run has left on disk to the Hub",
     "sample": "generate from base, adapter, or both side by side",
 }
 
-OK, FAILED, REFUSED = 0, 1, 2  # exit codes: done; a check failed; bad input
+OK, FAILED, REFUSED = 0, 1, 2  # exit codes: done; a check or an upload failed; bad input
 
 _USAGE = """\
 usage: trl-grpo [--traceback] COMMAND [options]
@@ -36,7 +37,7 @@ options:
   -h, --help   show this
 
 Options of a command can come from a YAML file: trl-grpo COMMAND --config FILE. Those on the command line win.
-Exit code: 0 done, 1 a check failed, 2 bad input."""
+Exit code: 0 done, 1 a check or an upload failed, 2 bad input."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class CheckFailed(Exception):
-    """The command ran, and what it found is not good enough: exit code 1."""
+    """The command ran, and what came of it is not good enough: exit code 1."""
 
 
 def _usage() -> str:

@@ -1,5 +1,6 @@
 """weights and log-probs: the policy, its reference, and the shared-prompt forward pass."""
 
+from .given_adapter import adapter_base, check_adapter_source, load_adapter, tokenizer_source
 from .logps import CompletionScorer, TokenScores, exact_kl, head_spec
 from .model import (
     add_adapter,
@@ -25,17 +26,21 @@ __all__ = [
     "Snapshot",
     "TokenScores",
     "active_adapter_only",
+    "adapter_base",
     "add_adapter",
     "base_model_of",
+    "check_adapter_source",
     "context_limit",
     "deal_rows",
     "disable_dropout",
     "exact_kl",
     "head_spec",
     "is_default_checkpointing",
+    "load_adapter",
     "load_model",
     "make_reference",
     "no_gradient_loss",
     "pack_row",
     "packing_problem",
+    "tokenizer_source",
 ]

@@ -1,0 +1,118 @@
+"""The evaluations of a run's log with 95 % confidence intervals, in the form of a model card's `model-index`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from huggingface_hub import EvalResult
+
+Z = 1.959964  # of 95 %
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """An evaluation dataset: what its metrics start with, its name and id, and how many prompts it has."""
+
+    prefix: str  # "eval", or "eval_<name>"
+    name: str
+    id: str | None
+    config: str | None
+    split: str | None
+    prompts: int | None
+    completions_per_prompt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """Mean of a reward over an evaluation's completions, and its interval (None: unknown)."""
+
+    held_out: HeldOut
+    metric: str  # "reward", the weighted sum, or one reward's name
+    mean: float
+    interval: tuple[float, float] | None
+    step: int
+
+
+def latest_results(log_history: Sequence[Mapping[str, Any]], datasets: Sequence[HeldOut]) -> list[Result]:
+    """The last evaluation of each dataset: the weighted sum of rewards first, then each reward."""
+    results = []
+    for held_out in datasets:
+        prefix = held_out.prefix
+        entry = next((e for e in reversed(log_history) if f"{prefix}_reward" in e), None)
+        if entry is None:
+            continue
+        names = {"reward": (f"{prefix}_reward", f"{prefix}_reward_std")}
+        start = f"{prefix}_rewards/"
+        for key in entry:
+            if key.startswith(start) and key.endswith("/mean"):
+                names[key[len(start) : -len("/mean")]] = (key, key.removesuffix("mean") + "std")
+        for metric, (mean_key, std_key) in names.items():
+            mean = entry[mean_key]
+            if mean is None or not math.isfinite(mean):
+                continue
+            interval = _interval(mean, entry.get(std_key), held_out)
+            results.append(Result(held_out, metric, mean, interval, int(entry["step"])))
+    return results
+
+
+def _interval(mean: float, std: float | None, held_out: HeldOut) -> tuple[float, float] | None:
+    if std is None or not math.isfinite(std) or not held_out.prompts:
+        return None
+    return confidence_interval(mean, std, held_out.prompts, held_out.prompts * held_out.completions_per_prompt)
+
+
+def confidence_interval(mean: float, std: float, prompts: int, completions: int) -> tuple[float, float]:
+    """95 % interval of a mean reward: Wilson's where rewards are 0 or 1, the normal one otherwise.
+
+    Completions of one prompt are alike, so that what counts is prompts: with several completions each, the interval is
+    wider than need be rather than too narrow. Rewards are taken to be 0 or 1 where their sample standard deviation
+    `std` over `completions` is that of such rewards, `sqrt(mean (1 - mean) n / (n - 1))`.
+
+    Wilson (1927): `(mean + z^2/2n +- z sqrt(mean (1 - mean)/n + z^2/4n^2)) / (1 + z^2/n)`.
+    """
+    if 0.0 <= mean <= 1.0 and completions > 1:
+        of_zeros_and_ones = math.sqrt(mean * (1 - mean) * completions / (completions - 1))
+        if math.isclose(std, of_zeros_and_ones, rel_tol=1e-4, abs_tol=1e-6):
+            return wilson_interval(mean, prompts)
+    half = Z * std / math.sqrt(prompts)
+    return mean - half, mean + half
+
+
+def wilson_interval(share: float, n: int) -> tuple[float, float]:
+    """Wilson's 95 % score interval of a share of `n` trials."""
+    spread = Z * math.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
+    centre, scale = share + Z**2 / (2 * n), 1 + Z**2 / n
+    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+
+
+def as_eval_results(results: Sequence[Result]) -> list[EvalResult]:
+    """The same for `ModelCardData(eval_results=...)`. The interval is in the metric's arguments."""
+    return [
+        EvalResult(
+            task_type="text-generation",
+            task_name="Text generation",
+            dataset_type=result.held_out.id or "custom",
+            dataset_name=result.held_out.name,
+            dataset_config=result.held_out.config,  # what tells two datasets of one type apart
+            dataset_split=result.held_out.split,
+            metric_type="accuracy" if "accuracy" in result.metric else "reward",
+            metric_name=f"{result.metric} (mean over held-out completions)",
+            metric_value=round(result.mean, 6),
+            metric_args=_metric_args(result),
+        )
+        for result in results
+    ]
+
+
+def _metric_args(result: Result) -> dict[str, Any]:
+    args: dict[str, Any] = {
+        "prompts": result.held_out.prompts,
+        "completions_per_prompt": result.held_out.completions_per_prompt,
+        "step": result.step,
+    }
+    if result.interval is not None:
+        args["confidence_interval_95"] = [round(bound, 6) for bound in result.interval]
+    return {name: value for name, value in args.items() if value is not None}
