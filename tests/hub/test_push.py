@@ -17,7 +17,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from trl_grpo_ext.cli.push import main as push_main
+from trl_grpo_ext.cli.main import main
 from trl_grpo_ext.hub import UploadError, push_adapter, push_command
 from trl_grpo_ext.hub.push import stage
 
@@ -240,7 +240,7 @@ def test_command() -> None:
 def test_the_command_does_what_it_says(
     hub: HubServer, adapter_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert push_main([str(adapter_folder), "--repo-id", "ada/run", "--private", "--revision", "dev"]) == 0
+    assert main(["push", str(adapter_folder), "--repo-id", "ada/run", "--private", "--revision", "dev"]) == 0
     assert set(hub.files("ada/run", "dev")) == ADAPTER | TOKENIZER
     assert hub.repos["ada/run"].private
     assert f"{hub.url}/ada/run/commit/" in capsys.readouterr().out
@@ -251,10 +251,10 @@ def test_the_command_fails_in_one_line(
 ) -> None:
     hub.fail("POST /api/repos/create", 403, times=9)
     caplog.set_level(logging.DEBUG)
-    assert push_main([str(adapter_folder), "--repo-id", "ada/run"]) == 1
+    assert main(["push", str(adapter_folder), "--repo-id", "ada/run"]) == 1
     said = capsys.readouterr().err
     assert "the token may not write there (403)" in said
     assert "Traceback" not in said
     shutil.rmtree(adapter_folder)
-    assert push_main([str(adapter_folder), "--repo-id", "ada/run"]) == 1
+    assert main(["push", str(adapter_folder), "--repo-id", "ada/run"]) == 2
     assert "has no adapter to push" in capsys.readouterr().err

@@ -15,22 +15,30 @@ HF_TOKEN; there is no option for it, as a command line is seen by others."""
 
 
 @dataclass
-class PushArguments:
-    """What is uploaded, and where to."""
+class PushWhat:
+    """What is uploaded."""
 
     _argument_group_name: ClassVar[str] = "what to push"
 
     folder: str = field(
         metadata={"help": "a run's output_dir, or a checkpoint in it; --folder may be left out if it comes first"}
     )
+    base_model: str | None = field(
+        default=None, metadata={"help": "id of the base, where the adapter was trained on one from a folder"}
+    )
+
+
+@dataclass
+class PushWhere:
+    """Where to, and how."""
+
+    _argument_group_name: ClassVar[str] = "where to"
+
     repo_id: str = field(metadata={"help": "repository: owner/name, or name for your own; made if it is not there"})
     private: bool = field(default=False, metadata={"help": "make a repository that is not there yet private"})
     revision: str | None = field(default=None, metadata={"help": "branch; by default main; made if it is not there"})
     create_pr: bool = field(default=False, metadata={"help": "open a pull request instead of committing"})
     commit_message: str = field(default="Upload adapter", metadata={"help": "title of the commit"})
-    base_model: str | None = field(
-        default=None, metadata={"help": "id of the base, where the adapter was trained on one from a folder"}
-    )
 
 
 def run(argv: Sequence[str]) -> int:
@@ -38,19 +46,19 @@ def run(argv: Sequence[str]) -> int:
     words = list(argv)
     if words and not words[0].startswith("-"):
         words.insert(0, "--folder")
-    (arguments,) = CommandParser("push", _DESCRIPTION, [PushArguments]).read(words)
+    what, where = CommandParser("push", _DESCRIPTION, [PushWhat, PushWhere]).read(words)
 
     from ..hub import UploadError, push_adapter
 
     try:
         commit = push_adapter(
-            arguments.folder,
-            arguments.repo_id,
-            private=arguments.private or None,
-            revision=arguments.revision,
-            create_pr=arguments.create_pr,
-            commit_message=arguments.commit_message,
-            base_model=arguments.base_model,
+            what.folder,
+            where.repo_id,
+            private=where.private or None,
+            revision=where.revision,
+            create_pr=where.create_pr,
+            commit_message=where.commit_message,
+            base_model=what.base_model,
         )
     except UploadError as error:
         raise CheckFailed(str(error)) from error
