@@ -1,5 +1,7 @@
 """weights and log-probs: the policy, its reference, and the shared-prompt forward pass."""
 
+from .adapter_dtype import keep_adapter_in_float32, trains_base
+from .fingerprint import base_fingerprint
 from .logps import CompletionScorer, TokenScores, exact_kl, head_spec
 from .model import (
     add_adapter,
@@ -13,6 +15,7 @@ from .packing import GroupPart, PackedRow, deal_rows, pack_row
 from .probe import packing_problem
 from .recompute import RecomputeBudget, is_default_checkpointing
 from .reference import AdapterOff, Snapshot, make_reference
+from .update_lost import UpdateWatch
 
 __all__ = [
     "AdapterOff",
@@ -22,7 +25,9 @@ __all__ = [
     "RecomputeBudget",
     "Snapshot",
     "TokenScores",
+    "UpdateWatch",
     "add_adapter",
+    "base_fingerprint",
     "base_model_of",
     "context_limit",
     "deal_rows",
@@ -30,9 +35,11 @@ __all__ = [
     "exact_kl",
     "head_spec",
     "is_default_checkpointing",
+    "keep_adapter_in_float32",
     "load_model",
     "make_reference",
     "no_gradient_loss",
     "pack_row",
     "packing_problem",
+    "trains_base",
 ]
