@@ -114,36 +114,47 @@ def dequantized(layer: QuantizedLinear, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _dequantize_8bit(weight: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    return weight.to(dtype, copy=True).mul_(scales.unsqueeze(1).mul(1.0 / 127.0))
+    plain = weight.as_subclass(torch.Tensor)  # Int8Params has a `to` of its own
+    return plain.to(dtype, copy=True).mul_(scales.unsqueeze(1).mul(1.0 / 127.0))
 
 
 class _Linear8bit(torch.autograd.Function):
-    """`y = x W^T` with a weight that is dequantized in both directions, and kept in neither."""
+    """`y = x W^T + b` with a weight that is dequantized in both directions, and kept in neither."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
         ctx.save_for_backward(weight, scales)
-        return linear(x, _dequantize_8bit(weight, scales, x.dtype))
+        return linear(x, _dequantize_8bit(weight, scales, x.dtype), bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         weight, scales = ctx.saved_tensors
-        return grads[0] @ _dequantize_8bit(weight, scales, grads[0].dtype), None, None
+        return grads[0] @ _dequantize_8bit(weight, scales, grads[0].dtype), None, None, None
 
 
 def _forward_4bit(self: Linear4bit, x: torch.Tensor) -> torch.Tensor:
     dtype = compute_dtype(self, x.dtype)
+    frozen, trained = _bias(self, dtype)
     weight = cast(Any, self.weight)
-    out = matmul_4bit(x.to(dtype), weight, quant_state=weight.quant_state)
-    return _add_bias(out, self.bias).to(x.dtype)
+    out = matmul_4bit(x.to(dtype), weight, bias=frozen, quant_state=weight.quant_state)
+    return (out if trained is None else out + trained).to(x.dtype)
 
 
 def _forward_8bit(self: Linear8bitLt, x: torch.Tensor) -> torch.Tensor:
+    frozen, trained = _bias(self, x.dtype)
     if x.device.type == "cpu":
-        return _add_bias(_Linear8bit.apply(x, self.weight, scales_8bit(self)), self.bias)
-    self.state.CB, self.state.SCB, self.state.is_training = self.weight.data, scales_8bit(self), True
-    return _add_bias(matmul(x, self.weight, state=self.state), self.bias)
+        out = _Linear8bit.apply(x, self.weight, scales_8bit(self), frozen)
+    else:
+        self.state.CB, self.state.SCB, self.state.is_training = self.weight.data, scales_8bit(self), True
+        out = matmul(x, self.weight, bias=frozen, state=self.state)
+    return cast(torch.Tensor, out if trained is None else out + trained)
 
 
-def _add_bias(out: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    return out if bias is None else out + bias.to(out.dtype)
+def _bias(layer: QuantizedLinear, dtype: torch.dtype) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """(bias for the product, bias to add to it): one that trains is kept from bitsandbytes' gradient, of 2-D rows."""
+    if layer.bias is None:
+        return None, None
+    bias = layer.bias.to(dtype)  # a copy, where theirs casts the layer's own
+    return (None, bias) if layer.bias.requires_grad else (bias, None)

@@ -62,18 +62,22 @@ def _adapted(model: PreTrainedModel) -> tuple[LoraLinear, str] | None:
     head = _head(model)
     if not isinstance(head, LoraLinear):
         return None
-    name = plain_adapter(head)
-    return None if name is None else (head, name)
+    names = head.active_adapters
+    # Also where it is switched off, as for the reference: both passes' hidden states are then equally wide
+    return (head, names[0]) if len(names) == 1 and names[0] in head.lora_A and not head.merged else None
 
 
 def with_adapter(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
-    """`(T, H)` hidden states as the head's weight wants them: `(T, H + r)` where an adapter is on and active."""
+    """`(T, H)` hidden states as the head's weight wants them: `(T, H + r)` with an adapter, zeros where it is off."""
     found = _adapted(model)
     if found is None:
         return hidden
     layer, name = found
     weight = cast(nn.Linear, layer.lora_A[name]).weight
-    low = layer.lora_dropout[name](hidden) @ weight.to(hidden.dtype).t()
+    if layer.disable_adapters:
+        low = hidden.new_zeros(hidden.shape[0], weight.shape[0])
+    else:
+        low = layer.lora_dropout[name](hidden) @ weight.to(hidden.dtype).t()
     return torch.cat([hidden, low.to(hidden.dtype)], dim=-1)
 
 
