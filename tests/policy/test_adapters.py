@@ -262,7 +262,9 @@ REFUSED_HEADS = {
 @pytest.mark.parametrize("case", REFUSED_HEADS)
 def test_other_adapters_on_the_lm_head_are_refused(make_model, case):
     config, said = REFUSED_HEADS[case]
-    with pytest.raises(ValueError, match=rf"the LM head has .*{said}.*: log-probabilities are computed from its weight"):
+    with pytest.raises(
+        ValueError, match=rf"the LM head has .*{said}.*: log-probabilities are computed from its weight"
+    ):
         add_adapter(make_model("phi"), LoraConfig(r=3, target_modules=["q_proj", "lm_head"], **config))
 
 
