@@ -1,4 +1,4 @@
-"""Training an adapter on a quantized base, end to end: the base stays, the adapter moves, memory is what it should be."""
+"""Training on a quantized base, end to end: the base stays, the adapter moves, memory is what it should be."""
 
 from __future__ import annotations
 
