@@ -111,8 +111,9 @@ def test_trains_on_the_real_questions(
     output = tmp_path / "adapter"
     trainer = load_recipe(name).main(
         [*RECIPES[name], "--model", str(chat_model), "--dataset", str(GSM8K), "--output-dir", str(output),
-         "--max-steps", "3", "--num-generations", "2", "--per-device-train-batch-size", "2", "--gradient-accumulation-steps", "2",
-         "--learning-rate", "1e-3", "--beta", "0.1", "--max-completion-length", "8", "--lora-r", "4"]
+         "--max-steps", "3", "--num-generations", "2", "--per-device-train-batch-size", "2",
+         "--gradient-accumulation-steps", "2", "--learning-rate", "1e-3", "--beta", "0.1",
+         "--max-completion-length", "8", "--lora-r", "4"]
     )  # fmt: skip
 
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]

@@ -63,7 +63,7 @@ def thin_products(model: nn.Module, dequantize: str = "layer") -> Iterator[None]
     try:
         yield
     finally:
-        for module, original in replaced:
+        for module, original in reversed(replaced):
             if original is None:
                 del module.__dict__["forward"]
             else:

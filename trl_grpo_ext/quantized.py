@@ -154,7 +154,8 @@ def _forward_8bit(self: Linear8bitLt, x: torch.Tensor) -> torch.Tensor:
 
 def _bias(layer: QuantizedLinear, dtype: torch.dtype) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """(bias for the product, bias to add to it): one that trains is kept from bitsandbytes' gradient, of 2-D rows."""
-    if layer.bias is None:
+    own = cast("torch.Tensor | None", layer.bias)
+    if own is None:
         return None, None
-    bias = layer.bias.to(dtype)  # a copy, where theirs casts the layer's own
-    return (None, bias) if layer.bias.requires_grad else (bias, None)
+    bias = own.to(dtype)  # a copy, where theirs casts the layer's own
+    return (None, bias) if own.requires_grad else (bias, None)
