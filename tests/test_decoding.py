@@ -4,11 +4,15 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import BitsAndBytesConfig
 
 import trl_grpo_ext.decoding as decoding
 import trl_grpo_ext.fused as fused
 from trl_grpo_ext.decoding import thin_products
 from trl_grpo_ext.fused import fuse_layers
+from trl_grpo_ext.policy import load_model
+from trl_grpo_ext.rollout import GroupSampler
 
 IN, OUT = 6, 10
 
@@ -180,3 +184,100 @@ def test_thin_products_refuse_mixed_precisions_as_a_layer_does():
     x = torch.randn(5, IN).bfloat16()
     with torch.no_grad(), thin_products(model), pytest.raises(RuntimeError, match="same dtype"):
         model(x)
+
+
+# --- a quantized base ---
+
+
+class Counted(TorchDispatchMode):
+    """How often bitsandbytes dequantizes, in a product or by itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.calls += func.name() in ("bitsandbytes::gemm_4bit", "bitsandbytes::dequantize_4bit")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture(scope="module")
+def folder(make_model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("model")
+    make_model("qwen2", hidden_size=64, intermediate_size=128).save_pretrained(path)
+    return str(path)
+
+
+def quantized(folder, compute=torch.float32, **config):
+    bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
+    base = load_model(folder, {"device_map": None}, bits)
+    torch.manual_seed(0)
+    settings = {"r": 3, "target_modules": "all-linear", "init_lora_weights": False} | config
+    model = get_peft_model(base, LoraConfig(**settings))
+    fuse_layers(model)
+    return model.eval()
+
+
+LINEAR_LAYERS = 2 * 7
+
+
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("dequantize", ["layer", "resident"])
+def test_a_layer_is_dequantized_once_per_step_at_the_most(folder, tiny_tokenizer, dora, dequantize):
+    model = quantized(folder, use_dora=dora)
+    sampler = GroupSampler(model, tiny_tokenizer, dequantize=dequantize)
+    calls = {}
+    for tokens in (1, 6):
+        with Counted() as counted:
+            sampler.generate([[5, 6, 7]], 2, max_new_tokens=tokens, suppress_tokens=sampler.eos_token_ids)
+        calls[tokens] = counted.calls
+    norms = LINEAR_LAYERS if dora else 0  # once per generation, for ||W + s B A||
+    passes = {1: 1, 6: 6} if dequantize == "layer" else {1: 1, 6: 1}  # reading the prompt is one
+    assert calls == {tokens: norms + passes[tokens] * LINEAR_LAYERS for tokens in (1, 6)}
+
+
+@pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dequantize", ["layer", "resident"])
+def test_layers_are_as_before_on_a_quantized_base(folder, compute, dequantize):
+    model = quantized(folder, compute)
+    before = forwards(model)
+    x = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        expected = model(x).logits
+        with thin_products(model, dequantize):
+            assert forwards(model) != before
+            found = model(x).logits
+        assert (found - expected).norm() <= (1e-5 if compute == torch.float32 else 5e-2) * expected.norm()
+        assert forwards(model) == before
+        assert torch.equal(model(x).logits, expected)
+
+
+def test_resident_weights_are_those_of_autocast_too(folder):
+    model = quantized(folder, torch.bfloat16)
+    x = torch.tensor([[5, 6, 7]])
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = model(x).logits
+        with thin_products(model, "resident"), Counted() as counted:
+            found = model(x).logits
+            after_first = counted.calls
+            model(x)
+            assert counted.calls == after_first == LINEAR_LAYERS
+    assert (found - expected).norm() <= 5e-2 * expected.norm()
+
+
+def test_an_unknown_way_to_dequantize_is_refused(make_model, tiny_tokenizer):
+    with pytest.raises(ValueError, match=r"dequantize='once' must be 'layer' or 'resident'"):
+        GroupSampler(make_model(), tiny_tokenizer, dequantize="once")
+
+
+def test_dora_is_settled():
+    model = adapted(use_dora=True, bias=True)
+    with torch.no_grad():
+        proj(model).lora_magnitude_vector["default"].weight.mul_(1.5)
+        x = torch.randn(4, IN)
+        expected = model(x)
+        with thin_products(model):
+            torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-6)
+            proj(model).lora_magnitude_vector["default"].weight.mul_(2.0)  # which must not happen inside
+            torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-6)
+        assert not torch.allclose(model(x), expected)
