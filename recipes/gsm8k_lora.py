@@ -6,8 +6,7 @@ Command (one GPU):
 
     with GSM8K in a local file (JSON Lines with `question` and `answer`, may be gzipped):
         --dataset path/to/train.jsonl.gz
-    for a smaller card, the base weights in 4 bits (QLoRA):
-        --load-in-4bit
+    for a smaller card, the base weights in 4 bits: recipes/gsm8k_qlora.py, with the same arguments
 
 Hardware: the defaults are meant for one 24 GB GPU (an estimate; peak memory not yet measured).
 Time: not yet measured.
@@ -26,7 +25,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset, load_dataset
 from peft import LoraConfig
 from transformers import BitsAndBytesConfig
@@ -42,9 +40,10 @@ SYSTEM_PROMPT = (
 _FILE_ENDINGS = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+def make_parser(kind: str = "lora") -> argparse.ArgumentParser:
+    """The arguments of this recipe, and of `gsm8k_qlora.py`."""
     parser = argparse.ArgumentParser(
-        description="Train a LoRA adapter on GSM8K with GRPO, R1's system prompt, and format + accuracy rewards.",
+        description="Train an adapter on GSM8K with GRPO, R1's system prompt, and format + accuracy rewards.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
@@ -52,7 +51,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--dataset", default="openai/gsm8k", help="Hub id, or a local .jsonl or .jsonl.gz with `question` and `answer`")
     add("--dataset-config", default="main", help="configuration of a Hub dataset")
     add("--dataset-split", default="train", help="split of a Hub dataset")
-    add("--output-dir", default="gsm8k-lora", help="where the adapter and the checkpoints go")
+    add("--output-dir", default=f"gsm8k-{kind}", help="where the adapter and the checkpoints go")
     add("--max-steps", type=int, default=200, help="optimizer steps")
     add("--num-generations", type=int, default=8, help="completions per question (the group size G)")
     add("--per-device-train-batch-size", type=int, default=8, help="completions per micro-batch")
@@ -63,11 +62,15 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--max-completion-length", type=int, default=512, help="tokens of a completion, at most")
     add("--lora-r", type=int, default=16, help="rank of the adapter")
     add("--lora-alpha", type=int, default=32, help="the adapter's output is scaled by alpha / r")
-    add("--load-in-4bit", action="store_true", help="QLoRA: the base weights as NF4 (needs a GPU)")
     add("--save-steps", type=int, default=100, help="optimizer steps between checkpoints")
     add("--logging-steps", type=int, default=1, help="optimizer steps between log lines")
     add("--report-to", default="none", help="where to log to: none, wandb, tensorboard, trackio, ...")
     add("--seed", type=int, default=0, help="seed of the adapter, the data order and the sampling")
+    return parser
+
+
+def parse_arguments(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line, with paths that are not there refused before anything is loaded."""
     arguments = parser.parse_args(argv)
     problem = _path_problem(arguments)
     if problem:
@@ -94,8 +97,10 @@ def load_gsm8k(dataset: str, config: str = "main", split: str = "train") -> Data
     return rows.map(_to_prompt_and_gold, with_indices=True, remove_columns=rows.column_names)
 
 
-def main(argv: Sequence[str] | None = None) -> GRPOTrainer:
-    arguments = parse_arguments(argv)
+def train(
+    arguments: argparse.Namespace, quantization_config: BitsAndBytesConfig | None = None, **settings: Any
+) -> GRPOTrainer:
+    """Train, save the adapter, and say how to load it. `settings` are further fields of the config."""
     config = GRPOConfig(
         output_dir=arguments.output_dir,
         max_steps=arguments.max_steps,
@@ -110,6 +115,7 @@ def main(argv: Sequence[str] | None = None) -> GRPOTrainer:
         logging_steps=arguments.logging_steps,
         report_to=arguments.report_to,
         seed=arguments.seed,
+        **settings,
     )
     train_dataset = load_gsm8k(arguments.dataset, arguments.dataset_config, arguments.dataset_split)
     print(f"{len(train_dataset)} questions from {arguments.dataset}, the first one:")
@@ -120,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> GRPOTrainer:
         reward_funcs=[think_answer_format_reward, accuracy_reward],
         args=config,
         train_dataset=train_dataset,
-        quantization_config=_four_bits() if arguments.load_in_4bit else None,
+        quantization_config=quantization_config,
         peft_config=LoraConfig(
             r=arguments.lora_r, lora_alpha=arguments.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM"
         ),
@@ -131,6 +137,10 @@ def main(argv: Sequence[str] | None = None) -> GRPOTrainer:
     print("  from peft import AutoPeftModelForCausalLM")
     print(f"  model = AutoPeftModelForCausalLM.from_pretrained({arguments.output_dir!r})")
     return trainer
+
+
+def main(argv: Sequence[str] | None = None) -> GRPOTrainer:
+    return train(parse_arguments(make_parser(), argv))
 
 
 def _path_problem(arguments: argparse.Namespace) -> str | None:
@@ -144,8 +154,6 @@ def _path_problem(arguments: argparse.Namespace) -> str | None:
         return f"--model {arguments.model}: no such folder. Give a folder saved by `save_pretrained`, or a Hub id."
     if model.is_dir() and not (model / "config.json").is_file():
         return f"--model {arguments.model}: the folder holds no config.json, so it is not a saved model."
-    if arguments.load_in_4bit and not torch.cuda.is_available():
-        return "--load-in-4bit needs a CUDA GPU, and there is none: leave it out."
     return None
 
 
@@ -162,14 +170,6 @@ def _to_prompt_and_gold(row: dict[str, Any], index: int) -> dict[str, Any]:
         )
     prompt = [{"role": "system", "content": SYSTEM_PROMPT}, {"role": "user", "content": row["question"]}]
     return {"prompt": prompt, "solution": gold.strip()}
-
-
-def _four_bits() -> BitsAndBytesConfig:
-    """QLoRA's NF4 with double quantisation (arXiv:2305.14314, §3)."""
-    dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
-    )
 
 
 if __name__ == "__main__":

@@ -2,11 +2,13 @@
 
     python recipes/quickstart.py --seed 0          (or: make quickstart)
     python recipes/quickstart.py --rewards process
+    python recipes/quickstart.py --quantize nf4
 
 Makes a 0.9M-parameter Llama from scratch and warms it up by SFT on worked additions (`embedded_task.py`), only until it
 is right on a third of problems that it has not seen. Then a LoRA adapter is trained with GRPO on two rewards: the
 form `<think>..</think><answer>..</answer>`, and the right answer. From there on it sees no worked addition any more.
 `--rewards process` pays for right columns instead of right answers: process supervision (DeepSeekMath §4.1.3).
+`--quantize nf4` trains the adapter on the warmed-up model in 4 bits: QLoRA (arXiv:2305.14314).
 
 Hardware: any CPU (it uses one core), or a GPU if there is one. No network.
 Time: 3 to 4 minutes on one core of a small virtual machine.
@@ -44,6 +46,7 @@ from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PreTrainedTokenizerBase,
     PrinterCallback,
     TrainerCallback,
@@ -193,8 +196,22 @@ def warm_up(path: Path, splits: Splits, seed: int) -> int:
     return int(trainer.state.global_step)
 
 
+def quantization(kind: str) -> BitsAndBytesConfig | None:
+    """Of the base that GRPO's adapter is put on: None, or 4 bits with double quantization, computed in float32."""
+    if kind == "none":
+        return None
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type=kind, bnb_4bit_use_double_quant=True)
+
+
 def make_grpo_trainer(
-    kind: str, warm_model: Path, splits: Splits, output_dir: Path, seed: int, steps: int, rewards: str = "outcome"
+    kind: str,
+    warm_model: Path,
+    splits: Splits,
+    output_dir: Path,
+    seed: int,
+    steps: int,
+    rewards: str = "outcome",
+    quantize: str = "none",
 ) -> Any:
     """Our trainer, or TRL's with the same settings."""
     trainer_class, config_class = TRAINERS[kind]
@@ -212,6 +229,7 @@ def make_grpo_trainer(
             logging_steps=10,
         ),
         train_dataset=datasets.Dataset.from_list(splits.practice),
+        quantization_config=quantization(quantize),
         peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"),
         callbacks=[ShowProgress()],
     )
@@ -239,12 +257,14 @@ def show_results(before: Scores, after: Scores, metrics: dict[str, Any], rows: l
             console.print(f"  {when:6s} {text}", highlight=False, soft_wrap=True)
 
 
-def show_how_to_load(warm_model: Path, adapter: Path) -> None:
+def show_how_to_load(warm_model: Path, adapter: Path, quantize: str) -> None:
     """The three lines that load the adapter without this package."""
+    bits = f'BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="{quantize}", bnb_4bit_use_double_quant=True)'
+    how = "" if quantize == "none" else f", quantization_config={bits}"
     console.print("The adapter is saved. Loaded with plain peft, it reproduces these completions:\n", soft_wrap=True)
     for line in (
         "from peft import PeftModel; from transformers import AutoModelForCausalLM",
-        f'base = AutoModelForCausalLM.from_pretrained("{warm_model}")',
+        f'base = AutoModelForCausalLM.from_pretrained("{warm_model}"{how})',
         f'model = PeftModel.from_pretrained(base, "{adapter}")',
     ):
         console.print(f"    {line}", highlight=False, soft_wrap=True)
@@ -258,11 +278,13 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
-def load(warm_model: Path, adapter: Path | None = None) -> nn.Module:
+def load(warm_model: Path, adapter: Path | None = None, quantize: str = "none") -> nn.Module:
     """The warmed-up model, with an adapter on it if there is one: transformers and peft alone, nothing of ours."""
-    model: nn.Module = AutoModelForCausalLM.from_pretrained(warm_model)
+    model: nn.Module = AutoModelForCausalLM.from_pretrained(warm_model, quantization_config=quantization(quantize))
     if adapter is not None:
         model = PeftModel.from_pretrained(model, adapter)
+    if quantize != "none":
+        return model  # transformers has put it on the device there is, and does not let it be moved
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -280,20 +302,27 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         warm_up_steps = warm_up(warm_model, splits, seed)
     seconds_warm_up = time.perf_counter() - start
     tokenizer = AutoTokenizer.from_pretrained(warm_model)
-    before = evaluate(load(warm_model), tokenizer, splits.held_out)
+    before = evaluate(load(warm_model, quantize=arguments.quantize), tokenizer, splits.held_out)
 
     console.print(f"GRPO: right on {before.accuracy:.0%} of held-out problems so far; now a LoRA adapter, and rewards")
     grpo_start = time.perf_counter()
     grpo_seed = seed if arguments.grpo_seed is None else arguments.grpo_seed
     trainer = make_grpo_trainer(
-        arguments.trainer, warm_model, splits, output_dir, grpo_seed, arguments.steps, arguments.rewards
+        arguments.trainer,
+        warm_model,
+        splits,
+        output_dir,
+        grpo_seed,
+        arguments.steps,
+        arguments.rewards,
+        arguments.quantize,
     )
     trainer.train()
     seconds_grpo = time.perf_counter() - grpo_start
     trainer.save_model(str(adapter))
 
     # What is reported is what anybody gets who loads the saved adapter with plain peft.
-    after = evaluate(load(warm_model, adapter), tokenizer, splits.held_out)
+    after = evaluate(load(warm_model, adapter, arguments.quantize), tokenizer, splits.held_out)
     trained_texts, _ = complete(trainer.model, tokenizer, splits.held_out, greedy=True)
     if trained_texts != after.completions:
         raise RuntimeError(f"the adapter saved in {adapter} does not reproduce the trained model's greedy completions")
@@ -302,6 +331,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "grpo_seed": grpo_seed,
         "trainer": arguments.trainer,
         "rewards": arguments.rewards,
+        "quantize": arguments.quantize,
         **{f"{name}_before": value for name, value in before.figures().items()},
         **{f"{name}_after": value for name, value in after.figures().items()},
         "warm_up_steps": warm_up_steps,
@@ -312,7 +342,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     }
     (output_dir / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     show_results(before, after, metrics, splits.held_out)
-    show_how_to_load(warm_model, adapter)
+    show_how_to_load(warm_model, adapter, arguments.quantize)
     return metrics
 
 
@@ -325,6 +355,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300, help="of GRPO")
     parser.add_argument("--trainer", choices=TRAINERS, default="ours", help="trl: the same run with trl.GRPOTrainer")
     parser.add_argument("--rewards", choices=REWARDS, default="outcome", help="process: of columns, not of answers")
+    parser.add_argument("--quantize", choices=("none", "nf4", "fp4"), default="none", help="the base under GRPO")
     parser.add_argument("--warm-model", type=Path, help="start from this warmed-up model; made and kept if missing")
     arguments = parser.parse_args()
     if arguments.trainer == "trl" and arguments.rewards == "process":

@@ -25,6 +25,7 @@ PUBLIC = {
     "Rollouts",
     "__version__",
     "accuracy_reward",
+    "base_fingerprint",
     "think_answer_format_reward",
 }
 # Each can be used, tested and read alone: it takes plain arguments, and knows neither the others nor who calls it.

@@ -20,7 +20,7 @@ from trl_grpo_ext.config_checks import InvalidConfigError
 from trl_grpo_ext.config_rules import CHOICES, REFUSED, RULES
 
 OWN_FIELDS = {"kl_estimator", "kl_in_reward", "attention_packing", "advantage_estimator", "num_generations_max"} | {
-    "dynamic_sampling", "dynamic_sampling_max_rounds", "reference_rounds",
+    "dynamic_sampling", "dynamic_sampling_max_rounds", "rollout_dequantize", "reference_rounds",
     "adapter_name_or_path", "adapter_revision",
     *(f"reward_{name}" for name in ("timeout", "memory_mb", "workers", "concurrency", "max_failure_rate")),
 }  # fmt: skip
@@ -86,6 +86,7 @@ def test_defaults_are_those_of_trl() -> None:
     assert differing == {"logging_nan_inf_filter"}
     assert GRPOConfig.logging_nan_inf_filter is False
     assert (GRPOConfig.kl_estimator, GRPOConfig.kl_in_reward, GRPOConfig.attention_packing) == ("k3", False, "auto")
+    assert GRPOConfig.rollout_dequantize == "layer"
 
 
 def test_bf16_is_chosen_by_the_device_unless_set(make: Callable[..., GRPOConfig]) -> None:
@@ -229,6 +230,7 @@ def test_number_in_range_is_kept(make: Callable[..., GRPOConfig], field: str, va
         ("multi_objective_aggregation", "normalise_then_sum", "Did you mean 'normalize_then_sum'?"),
         ("kl_estimator", "K3", "Did you mean 'k3'?"),
         ("attention_packing", True, "The default is 'auto'."),
+        ("rollout_dequantize", "layers", "Did you mean 'layer'?"),
     ],
 )
 def test_unknown_choice_is_refused(make: Callable[..., GRPOConfig], field: str, value: Any, remedy: str) -> None:

@@ -1,12 +1,13 @@
-"""`recipes/gsm8k_lora.py` on the real GSM8K training questions, with a tiny random model; and its error messages."""
+"""The GSM8K recipes on the real training questions, with a tiny random model; and their error messages."""
 
 from __future__ import annotations
 
 import gzip
-import importlib.util
 import json
 import math
 import os
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,18 +27,21 @@ CHAT_TEMPLATE = (
 )
 
 
-@pytest.fixture(scope="module")
-def recipe() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("gsm8k_lora", ROOT / "recipes" / "gsm8k_lora.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def load_recipe(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    """`load_recipe("gsm8k_lora")`: the recipe as `python recipes/...` has it, beside the others."""
+    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
+    return import_module
+
+
+@pytest.fixture
+def recipe(load_recipe: Callable[[str], ModuleType]) -> ModuleType:
+    return load_recipe("gsm8k_lora")
 
 
 @pytest.fixture(scope="module")
 def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a random model of 30,000 weights and a byte-level tokenizer with a chat template."""
+    """A folder with a random model of 140,000 weights and a byte-level tokenizer with a chat template."""
     path = tmp_path_factory.mktemp("model")
     tokens = ["<pad>", "<eos>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
     tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=[]))
@@ -49,8 +53,8 @@ def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     config = Qwen2Config(
         vocab_size=len(tokens),
-        hidden_size=32,
-        intermediate_size=48,
+        hidden_size=64,  # of NF4's blocks
+        intermediate_size=128,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
@@ -74,8 +78,21 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> str:
     return str(path)
 
 
+RECIPES = {
+    "gsm8k_lora": [],
+    "gsm8k_qlora": ["--rollout-dequantize", "resident"],
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
 def test_trains_on_the_real_questions(
-    recipe: ModuleType, chat_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    load_recipe: Callable[[str], ModuleType],
+    recipe: ModuleType,
+    chat_model: Path,
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
 ) -> None:
     rows = gsm8k_rows()
     asked: list[tuple[str, str, str]] = []
@@ -92,10 +109,11 @@ def test_trains_on_the_real_questions(
 
     monkeypatch.setattr(recipe, "accuracy_reward", accuracy_reward)
     output = tmp_path / "adapter"
-    trainer = recipe.main(
-        ["--model", str(chat_model), "--dataset", str(GSM8K), "--output-dir", str(output), "--max-steps", "3",
-         "--num-generations", "2", "--per-device-train-batch-size", "2", "--gradient-accumulation-steps", "2",
-         "--learning-rate", "1e-3", "--beta", "0.1", "--max-completion-length", "8", "--lora-r", "4"]
+    trainer = load_recipe(name).main(
+        [*RECIPES[name], "--model", str(chat_model), "--dataset", str(GSM8K), "--output-dir", str(output),
+         "--max-steps", "3", "--num-generations", "2", "--per-device-train-batch-size", "2",
+         "--gradient-accumulation-steps", "2", "--learning-rate", "1e-3", "--beta", "0.1",
+         "--max-completion-length", "8", "--lora-r", "4"]
     )  # fmt: skip
 
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
@@ -116,6 +134,18 @@ def test_trains_on_the_real_questions(
     assert all(tensor.isfinite().all() for tensor in adapter.values())
     assert any(tensor.any() for name, tensor in adapter.items() if "lora_B" in name)  # zero before training
     assert str(output) in capsys.readouterr().out
+
+    layer = trainer.model.get_base_model().model.layers[0].mlp.up_proj.base_layer
+    if name == "gsm8k_qlora":
+        state = layer.weight.quant_state
+        assert (layer.weight.dtype, state.quant_type, state.nested) == (torch.uint8, "nf4", True)
+        assert trainer.args.rollout_dequantize == "resident"
+    else:
+        assert layer.weight.dtype == torch.float32
+    fingerprints = trainer.state.stateful_callbacks["BaseFingerprint"]["attributes"]
+    assert fingerprints["at_start"] == fingerprints["at_end"] is not None
+    lost = [entry["adapter/update_lost"] for entry in trainer.state.log_history if "adapter/update_lost" in entry]
+    assert len(lost) == 3 and max(lost) < 0.05
 
 
 def test_rows_become_prompts_and_golds(recipe: ModuleType, tmp_path: Path) -> None:

@@ -166,6 +166,20 @@ def test_quickstart_trains_on_process_rewards(finished_run: tuple[Path, dict[str
     assert 30 <= right <= 70  # of columns; of answers it is a fifth
 
 
+def test_quickstart_trains_on_a_4_bit_base(finished_run: tuple[Path, dict[str, Any], str], tmp_path: Path) -> None:
+    """From the same warmed-up model; what a whole run of it learns is in the recipe's docstring."""
+    output_dir, outcome, _ = finished_run
+    command = [sys.executable, ROOT / "recipes" / "quickstart.py", "--quantize", "nf4", "--steps", "10"]
+    command += ["--output-dir", tmp_path, "--warm-model", output_dir / "warm_model"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "120"}
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert process.returncode == 0, process.stderr[-4000:]
+    assert 'BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4"' in process.stdout
+    metrics = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["quantize"] == "nf4" and metrics["accuracy_before"] != outcome["accuracy_before"]
+    assert abs(metrics["accuracy_before"] - outcome["accuracy_before"]) < 0.2
+
+
 def test_quickstart_has_no_process_rewards_for_trl() -> None:
     command = [sys.executable, ROOT / "recipes" / "quickstart.py", "--rewards", "process", "--trainer", "trl"]
     process = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .config import GRPOConfig
+    from .policy import base_fingerprint
     from .rewards import RewardError, accuracy_reward, think_answer_format_reward
     from .rollout import GroupSampler, Rollouts
     from .trainer import GRPOTrainer
@@ -19,6 +20,7 @@ _MODULE_OF = {
     "RewardError": "rewards",
     "Rollouts": "rollout",
     "accuracy_reward": "rewards",
+    "base_fingerprint": "policy",
     "think_answer_format_reward": "rewards",
 }
 
@@ -30,6 +32,7 @@ __all__ = [
     "Rollouts",
     "__version__",
     "accuracy_reward",
+    "base_fingerprint",
     "think_answer_format_reward",
 ]
 

@@ -210,7 +210,12 @@ class GRPOConfig(_BaseConfig):
         "Share of a batch that a reward may fail on (raise, hang, return no finite number) before training stops.", 0.5
     )
 
-    # How the update is computed
+    # How rollouts and the update are computed
+    rollout_dequantize: str = _help(
+        "Rollouts on a base in 4 or 8 bits. 'layer': a layer is dequantized whenever it is called. 'resident': once "
+        "per generation; faster, and takes the memory of the unquantized weights while completions are drawn.",
+        "layer",
+    )
     attention_packing: str = _help(
         "Shared-prompt packing. 'auto': wherever a probe at start-up finds it exact, with one warning where it does "
         "not. 'on': an error where it does not. 'off': padded rows.",

@@ -131,6 +131,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "advantage_estimator": ("group", "rloo", "remax", "raft", "reinforce"),
     "kl_estimator": ("k1", "k2", "k3", "full"),
     "attention_packing": ("auto", "on", "off"),
+    "rollout_dequantize": ("layer", "resident"),
 }
 
 # Keys of generation_kwargs, and the field whose value each replaces while sampling (suppress_tokens has no field).

@@ -34,6 +34,7 @@ from .policy import (
 )
 from .rewards import Limits, RewardScorer
 from .rewards.batch import RESERVED
+from .rollout import GroupSampler, SamplingParams
 
 logger = get_logger(__name__)
 
@@ -250,6 +251,18 @@ def choose_packing(model: PreTrainedModel, scorer: CompletionScorer, choice: str
         model.set_attn_implementation(original)
     logger.warning(f"Prompts are not shared between completions ({problem}): padded rows are used, which is slower.")
     return False
+
+
+def make_sampler(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    args: GRPOConfig,
+    *,
+    shared_prompts: bool,
+) -> GroupSampler:
+    """The sampler of the rollouts, as the config says."""
+    params = SamplingParams(**args.sampling_options(), logps_temperature=args.temperature)
+    return GroupSampler(model, tokenizer, params, shared_prompts=shared_prompts, dequantize=args.rollout_dequantize)
 
 
 def make_rewards(

@@ -43,7 +43,6 @@ from .policy import (
     is_default_checkpointing,
     no_gradient_loss,
 )
-from .rollout import GroupSampler, SamplingParams
 from .startup import (
     EvalDataset,
     as_dict,
@@ -54,12 +53,14 @@ from .startup import (
     grouped_stream,
     load_policy,
     make_rewards,
+    make_sampler,
     make_trainable,
     named_datasets,
     resolve_config,
     resolve_tokenizer,
 )
 from .syncing import start_reference
+from .watching import BaseFingerprint, UpdateLost
 
 
 class GRPOTrainer(HubPublishing):
@@ -142,7 +143,7 @@ class GRPOTrainer(HubPublishing):
             train_dataset=grouped_stream(datasets["train_dataset"], args),
             eval_dataset=eval_dataset,
             processing_class=tokenizer,
-            callbacks=callbacks,
+            callbacks=[*(callbacks or []), BaseFingerprint()],  # as one that is in checkpoints must be
             optimizers=optimizers,
         )
         # The model is on its device now, and what is measured there is what training runs
@@ -151,14 +152,13 @@ class GRPOTrainer(HubPublishing):
         self._recompute: RecomputeBudget | None = None
         if self._packed and is_default_checkpointing(args):
             self._recompute = RecomputeBudget(model, base, self._scorer, autocast=self.accelerator.autocast)
-        params = SamplingParams(**args.sampling_options(), logps_temperature=args.temperature)
-        self._sampler = GroupSampler(model, tokenizer, params, shared_prompts=self._packed)  # fuses layers
+        self._sampler = make_sampler(model, tokenizer, args, shared_prompts=self._packed)  # fuses layers
         if self._recompute is not None:
             self._recompute.weigh_again(model, base, self._scorer)
         self._metrics = MetricLog()
         self._clock = StepClock(self._metrics)
-        self.add_callback(self._clock)
-        self.add_callback(EpochOrder())
+        for callback in (self._clock, EpochOrder(), UpdateLost(self._metrics)):
+            self.add_callback(callback)
         self._feed = GenerationFeed(args.steps_per_generation or 1, args.num_iterations)
         self._experience: Experience | None = None
         self._loss_beta = 0.0 if args.kl_in_reward else args.beta

@@ -97,16 +97,6 @@ def test_prompt_learning_is_refused(base, config, name, own):
         add_adapter(get_peft_model(base, config), None) if own else add_adapter(base, config)
 
 
-@pytest.mark.parametrize("tied", [False, True])
-def test_an_adapter_on_the_lm_head_is_refused(make_model, tied):
-    base = make_model("qwen2", tie_word_embeddings=tied)
-    with pytest.raises(ValueError, match="includes the LM head"):
-        add_adapter(base, LoraConfig(r=3, target_modules=["q_proj", "lm_head"]))
-    model = get_peft_model(make_model("qwen2"), LoraConfig(r=3, target_modules=["lm_head"]))
-    with pytest.raises(ValueError, match="includes the LM head"):
-        add_adapter(model, None)
-
-
 def test_a_head_trained_in_full_is_not_an_adapter_on_it(base):
     model = add_adapter(base, LoraConfig(r=3, target_modules=["q_proj"], modules_to_save=["lm_head"]))
     assert any("lm_head" in name and p.requires_grad for name, p in model.named_parameters())

@@ -175,7 +175,7 @@ CASES: dict[str, tuple[Callable[[Any], dict[str, Any]], type[Exception], tuple[s
         ("PROMPT_TUNING", "LoRA"),
     ),
     "adapter on the head": (
-        lambda f: {"model": f.model(), "peft_config": LoraConfig(target_modules=["lm_head"])},
+        lambda f: {"model": f.model(), "peft_config": LoraConfig(target_modules=["lm_head"], use_dora=True)},
         ValueError,
         ("target_modules", "LM head"),
     ),

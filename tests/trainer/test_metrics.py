@@ -14,7 +14,14 @@ from trl.trainer.grpo_trainer import GRPOTrainer as TRLGRPOTrainer
 from trl_grpo_ext import Rollouts
 from trl_grpo_ext.metrics import MetricLog
 
-OURS = {"time/rollout", "time/reward", "time/update", "tokens/packed", "tokens/padded_equivalent"}
+OURS = {
+    "time/rollout",
+    "time/reward",
+    "time/update",
+    "tokens/packed",
+    "tokens/padded_equivalent",
+    "adapter/update_lost",
+}
 
 
 def steps(trainer: Any) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ from trl.trainer.utils import get_config_model_id
 
 from ..config import GRPOConfig
 from ..credentials import check_no_tokens, known_tokens, without_tokens
+from ..watching import fingerprint_at_start
 from .background import LONGEST_WAIT, BackgroundUploads
 from .card import model_card
 from .curves import save_reward_curves
@@ -52,7 +53,6 @@ class HubPublishing(_BaseTrainer):
     args: GRPOConfig
     hub_model_id: str | None  # type: ignore[assignment]  # transformers sets it to None first
     _uploads: BackgroundUploads | None = None
-    _fingerprint: str | None = None  # of the base's weights, if one was taken
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Make the repository, beside whatever comes next: no network, or a wrong token, is a warning.
@@ -155,7 +155,7 @@ class HubPublishing(_BaseTrainer):
             rewards=dict(zip(maker.reward_scorer.names, maker.reward_weights.tolist(), strict=True)),
             train_dataset=self.train_dataset,
             eval_datasets={name: data for name, (data, _) in held_out.items()},
-            base_fingerprint=self._fingerprint,
+            base_fingerprint=fingerprint_at_start(self.state),
         )
         save_run_config(record, folder)
         curves = save_reward_curves(self.state.log_history, folder)

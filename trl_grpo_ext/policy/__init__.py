@@ -1,5 +1,7 @@
 """weights and log-probs: the policy, its reference, and the shared-prompt forward pass."""
 
+from .adapter_dtype import keep_adapter_in_float32, trains_base
+from .fingerprint import base_fingerprint
 from .given_adapter import adapter_base, check_adapter_source, load_adapter, tokenizer_source
 from .logps import CompletionScorer, TokenScores, exact_kl, head_spec
 from .model import (
@@ -15,6 +17,7 @@ from .probe import packing_problem
 from .recompute import RecomputeBudget, is_default_checkpointing
 from .reference import AdapterOff, LivingReference, Snapshot, make_reference
 from .saving import active_adapter_only
+from .update_lost import UpdateWatch
 
 __all__ = [
     "AdapterOff",
@@ -25,9 +28,11 @@ __all__ = [
     "RecomputeBudget",
     "Snapshot",
     "TokenScores",
+    "UpdateWatch",
     "active_adapter_only",
     "adapter_base",
     "add_adapter",
+    "base_fingerprint",
     "base_model_of",
     "check_adapter_source",
     "context_limit",
@@ -36,6 +41,7 @@ __all__ = [
     "exact_kl",
     "head_spec",
     "is_default_checkpointing",
+    "keep_adapter_in_float32",
     "load_adapter",
     "load_model",
     "make_reference",
@@ -43,4 +49,5 @@ __all__ = [
     "pack_row",
     "packing_problem",
     "tokenizer_source",
+    "trains_base",
 ]

@@ -18,6 +18,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from ..attention import dummy_mask
 from ..objective import full_kl
+from .head import effective_head, head_in_place, with_adapter
 from .packing import PackedRow
 
 
@@ -28,7 +29,9 @@ class TokenScores:
     logps: torch.Tensor  # (S, C) log-probability of each completion token, of the temperature-scaled distribution
     entropy: torch.Tensor | None  # (S, C)
     mask: torch.Tensor  # (S, C) True at completion tokens
-    hidden: torch.Tensor  # (T, H) last hidden states of the scored positions, completion after completion
+    # (T, H) last hidden states of the scored positions, completion after completion; (T, H + r) with an adapter of
+    # rank r on the LM head, see `head.py`
+    hidden: torch.Tensor
 
 
 class CompletionScorer:
@@ -40,6 +43,7 @@ class CompletionScorer:
     def __init__(self, base_model: PreTrainedModel, temperature: float) -> None:
         add_fused_lm_head(base_model, temperature=temperature, outputs=("log_probs", "entropy"))
         base_model.base_model.register_forward_hook(self._keep_scored)
+        self._base_model = base_model
         self._scored: torch.Tensor | None = None  # (T,) into the flattened batch, while one of our calls runs
         self._hidden: torch.Tensor | None = None
 
@@ -90,7 +94,8 @@ class CompletionScorer:
     ) -> TokenScores:
         self._scored = scored
         try:
-            output = model(**inputs, shift_labels=labels, fused_lm_head=True, use_cache=False)
+            with head_in_place(self._base_model):
+                output = model(**inputs, shift_labels=labels, fused_lm_head=True, use_cache=False)
             hidden = self._hidden
         finally:
             self._scored = self._hidden = None
@@ -105,6 +110,7 @@ class CompletionScorer:
     def _keep_scored(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if self._scored is not None:
             kept = output.last_hidden_state.flatten(0, 1).index_select(0, self._scored)
+            kept = with_adapter(self._base_model, kept)
             output.last_hidden_state = kept[None]
             self._hidden = kept
         return output
@@ -114,7 +120,7 @@ class CompletionScorer:
 class HeadSpec:
     """How a model turns hidden states into logits, read the way TRL's fused LM head reads it."""
 
-    weight: torch.Tensor  # (V, H)
+    weight: torch.Tensor  # (V, H), or (V, H + r) with an adapter of rank r
     bias: torch.Tensor | None  # (V,)
     logit_scale: float
     final_logit_softcapping: float | None
@@ -136,9 +142,9 @@ def head_spec(base_model: PreTrainedModel) -> HeadSpec:
         scaling = getattr(config, "logits_scaling", None)
         if scaling is not None:
             scale = scaling if config.model_type == "hyperclovax" else 1 / scaling
-    head = base_model.get_output_embeddings()
+    head = effective_head(base_model)
     softcapping = getattr(config, "final_logit_softcapping", None)
-    return HeadSpec(head.weight, getattr(head, "bias", None), scale, softcapping)
+    return HeadSpec(head.weight, head.bias, scale, softcapping)
 
 
 def exact_kl(

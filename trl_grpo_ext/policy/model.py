@@ -6,10 +6,13 @@ from typing import Any, cast
 
 import torch
 from peft import PeftConfig, PeftModel, PeftType, PromptLearningConfig, get_peft_model
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 from trl.trainer.utils import create_model_from_path
+
+from ..quantized import keep_quantized
+from .adapter_dtype import keep_adapter_in_float32
+from .head import head_problem
 
 
 def load_model(
@@ -19,8 +22,11 @@ def load_model(
 ) -> PreTrainedModel | PeftModel:
     """The model itself, or the one at an id or path, in float32 unless `model_init_kwargs` says otherwise (as in TRL).
 
+    Its quantized layers, if it has any, are kept as they are from here on, see `keep_quantized`.
+
     Raises:
-        ValueError: if `quantization_config` is given twice, or given for a model that is already loaded.
+        ValueError: if `quantization_config` is given twice, or given for a model that is already loaded; for weights
+            that bitsandbytes has repacked, or does not keep in 8 bits.
     """
     if not isinstance(model, str):
         for name, value in (("quantization_config", quantization_config), ("model_init_kwargs", model_init_kwargs)):
@@ -29,6 +35,7 @@ def load_model(
                     f"{name} is set, but the model is already loaded, so it could have no effect. Load the model with "
                     "it, or pass the model's id or path."
                 )
+        keep_quantized(model)
         return model
     kwargs = dict(model_init_kwargs)
     if quantization_config is not None:
@@ -38,15 +45,18 @@ def load_model(
                 "argument"
             )
         kwargs["quantization_config"] = quantization_config
-    return create_model_from_path(model, **kwargs)
+    loaded = create_model_from_path(model, **kwargs)
+    keep_quantized(loaded)
+    return loaded
 
 
 def add_adapter(model: PreTrainedModel | PeftModel, peft_config: PeftConfig | None) -> PreTrainedModel | PeftModel:
-    """Wrap `model` with a fresh adapter, if a config is given.
+    """Wrap `model` with a fresh adapter, if a config is given. Whatever adapter it has is kept in float32.
 
     Raises:
         TypeError: if `peft_config` is not a PEFT config.
-        ValueError: for a model that has an adapter already, for prompt learning, and for an adapter on the LM head.
+        ValueError: for a model that has an adapter already, for prompt learning, for adapters on the LM head other than
+            LoRA, and for biases of a 16-bit base that train.
     """
     if peft_config is not None:
         if not isinstance(peft_config, PeftConfig):
@@ -65,16 +75,18 @@ def add_adapter(model: PreTrainedModel | PeftModel, peft_config: PeftConfig | No
                 f"peft_type={PeftType(model.active_peft_config.peft_type).value} is prompt learning: its virtual "
                 "tokens have no place in a packed row. Use LoRA (peft.LoraConfig)."
             )
-        if isinstance(model.get_output_embeddings(), BaseTunerLayer):
+        problem = head_problem(base_model_of(model))
+        if problem is not None:
             raise ValueError(
-                "target_modules includes the LM head: log-probabilities are computed from its weight directly, so an "
-                "adapter on it would never be trained. Remove it from target_modules."
+                f"the LM head has {problem}: log-probabilities are computed from its weight, which takes plain LoRA on "
+                "an unquantized layer. Remove it from target_modules, or from the layers that are quantized."
             )
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise ValueError(
                 "the PeftModel has no trainable parameter: it was loaded for inference. Load it with "
                 "PeftModel.from_pretrained(..., is_trainable=True)."
             )
+        keep_adapter_in_float32(model)
     return model
 
 

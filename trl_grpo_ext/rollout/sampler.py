@@ -18,8 +18,9 @@ from transformers import (
 )
 
 from ..attention import UnsupportedAttention, local_attention, use_group_attention
+from ..decoding import thin_products
 from ..evaluating import evaluating
-from ..fused import fuse_layers, thin_products
+from ..fused import fuse_layers
 from .decoder import SharedPromptDecoder
 from .noise import uniform_rows
 from .rollouts import Rollouts
@@ -47,10 +48,12 @@ class GroupSampler:
         shared_prompts: False decodes with `model.generate`, one row per completion, for architectures that cannot share
             a prompt's keys and values. The noise, and so the completions, are the same.
         max_rows: Completions decoded at once (None: all of a call). Splitting changes memory and speed, not results.
+        dequantize: Of a base in 4 or 8 bits. "layer": each layer is dequantized whenever it is called. "resident": once
+            per `generate`, which is faster and takes the memory of the unquantized weights while it runs.
 
     Raises:
-        ValueError: if neither tokenizer nor model has an EOS id, or the model cannot share prompts: it is not on SDPA,
-            or its tokens do not see all that came before them (`UnsupportedAttention`).
+        ValueError: for an unknown `dequantize`, if neither tokenizer nor model has an EOS id, or the model cannot share
+            prompts: it is not on SDPA, or its tokens do not see all that came before them (`UnsupportedAttention`).
     """
 
     def __init__(
@@ -61,7 +64,10 @@ class GroupSampler:
         *,
         shared_prompts: bool = True,
         max_rows: int | None = None,
+        dequantize: str = "layer",
     ) -> None:
+        if dequantize not in ("layer", "resident"):
+            raise ValueError(f"dequantize={dequantize!r} must be 'layer' or 'resident'")
         base = cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
         if shared_prompts and not use_group_attention(base):
             raise ValueError(
@@ -79,6 +85,7 @@ class GroupSampler:
         self.pad_token_id: int = self.eos_token_ids[0] if pad is None else pad
         self.shared_prompts = shared_prompts
         self.max_rows = max_rows
+        self.dequantize = dequantize
 
     @torch.no_grad()
     def generate(
@@ -131,7 +138,7 @@ class GroupSampler:
         size = len(prompts) if self.max_rows is None else max(1, self.max_rows // num_generations)
         completions: list[list[int]] = []
         logps: list[torch.Tensor] = []
-        with evaluating(self.model), thin_products(self.model):
+        with evaluating(self.model), thin_products(self.model, self.dequantize):
             for start in range(0, len(prompts), size):
                 part = prompts[start : start + size]
                 streams = [
