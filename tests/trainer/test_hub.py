@@ -21,7 +21,7 @@ from peft import LoraConfig, PeftModel
 from safetensors.torch import load as load_tensors
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from trl_grpo_ext import GRPOTrainer
+from trl_grpo_ext import GRPOTrainer, base_fingerprint
 from trl_grpo_ext.hub import UploadError, load_run_config, publishing, run_adapter, run_arguments
 
 ADAPTER = {"README.md", "adapter_config.json", "adapter_model.safetensors", "reward_curves.svg", "training_config.yaml"}
@@ -325,6 +325,7 @@ def test_card_says_what_was_evaluated(make_trainer: Callable[..., GRPOTrainer], 
         (results["eval_hard_reward"] - half, results["eval_hard_reward"] + half), abs=1e-5
     )
     assert "| hard | token_sum |" in card.text
+    assert base_fingerprint(trainer.model) in card.text
     assert (Path(trainer.args.output_dir) / "reward_curves.svg").is_file()
 
 
