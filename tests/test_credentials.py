@@ -70,3 +70,10 @@ def test_files(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=rf"{file.name} holds an access token") as raised:
             check_no_tokens([clean, file], [ODD])
         assert ODD not in str(raised.value)
+
+
+def test_a_pointer_in_the_place_of_weights(tmp_path: Path) -> None:
+    file = tmp_path / "adapter_model.safetensors"
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12\n")
+    with pytest.raises(ValueError, match=r"adapter_model.safetensors is not a safetensors file.*git lfs pull"):
+        check_no_tokens([file], [])

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from peft import PeftConfig, PeftModel
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.hub import cached_file
 
 ADAPTER_CONFIG = "adapter_config.json"
 TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json")
@@ -136,7 +137,7 @@ def load_tokenizer(
     Raises:
         ValueError: if there is none.
     """
-    own = source is not None and any((Path(source.path) / name).is_file() for name in TOKENIZER_FILES)
+    own = source is not None and any(_has_file(source.path, name) for name in TOKENIZER_FILES)
     place, at = (source.path, None) if own and source is not None else (base, revision)
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, revision=at, trust_remote_code=trust_remote_code)
@@ -144,6 +145,13 @@ def load_tokenizer(
         raise ValueError(f"{place!r} has no tokenizer that can be loaded: {first_line(error)}") from error
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
     return tokenizer
+
+
+def _has_file(path: str, name: str) -> bool:
+    """Whether a folder, or a repository on the Hub, has a file."""
+    if Path(path).is_dir():
+        return (Path(path) / name).is_file()
+    return cached_file(path, name, _raise_exceptions_for_missing_entries=False) is not None
 
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

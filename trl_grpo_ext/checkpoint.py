@@ -48,6 +48,7 @@ def save_state(
         "position": feed.position,
         "experience": None if unfinished is None else unfinished.state_dict(),
         "reference_kind": type(present).__name__,
+        "reference_is_living": isinstance(reference, LivingReference),
         "reference": present.values if isinstance(present, Snapshot) else None,
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -145,6 +146,11 @@ def _reference_problem(state: dict[str, Any] | None, own: Path, reference: Refer
         return None
     if isinstance(reference, LivingReference) and then == Snapshot.__name__:
         return None  # of a fresh adapter, that has been synced since
+    if then == Snapshot.__name__ and state["reference_is_living"]:
+        return (
+            f"the KL reference of {own.parent} had followed the policy (sync_ref_model or reference_rounds), and this "
+            "trainer's does not. Set the field as it was, or start a new run, without resume_from_checkpoint."
+        )
     return (
         f"the KL reference of {own.parent} is {_REFERENCES[then]} ({then}), that of this trainer is {_REFERENCES[now]} "
         f"({now}). Build the trainer from the model and peft_config that the first run was built from: train() itself "

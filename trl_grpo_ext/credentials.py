@@ -69,7 +69,13 @@ def check_no_tokens(files: Iterable[Path], tokens: Iterable[str]) -> None:
     for file in files:
         with file.open("rb") as stream:
             if file.suffix == ".safetensors":
-                data = stream.read(int.from_bytes(stream.read(8), "little"))
+                length = int.from_bytes(stream.read(8), "little")
+                if length > file.stat().st_size:
+                    raise ValueError(
+                        f"{file.name} is not a safetensors file: it is cut off, or a pointer of git-lfs (git lfs pull "
+                        "fetches what it points to)."
+                    )
+                data = stream.read(length)
             else:
                 data = stream.read()
         text = "" if b"\0" in data else data.decode(errors="ignore")

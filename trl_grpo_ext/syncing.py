@@ -40,11 +40,23 @@ class SyncReference(TrainerCallback):
     """Syncs the reference after the steps that are due, and logs `reference/age`, in optimizer steps since.
 
     Log-probs of the reference that a generation has already got stay as they are, as in TRL: what was sampled before a
-    sync is compared with the reference of then.
+    sync is compared with the reference of then. `kl_estimator="full"` keeps none, and takes the new one at once.
     """
 
     def __init__(self, reference: LivingReference, metrics: MetricLog) -> None:
         self._reference, self._metrics = reference, metrics
+
+    def on_train_begin(self, args: GRPOConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:  # type: ignore[override]
+        """Now the number of steps is known.
+
+        Raises:
+            ValueError: if there are more rounds than optimizer steps.
+        """
+        if args.reference_rounds > state.max_steps:
+            raise ValueError(
+                f"reference_rounds={args.reference_rounds} must be at most {state.max_steps}, the optimizer steps of "
+                "this training: a round has at least one. Lower it, or train for more steps."
+            )
 
     def on_step_end(self, args: GRPOConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:  # type: ignore[override]
         """Before a checkpoint of this step is written, which therefore holds the new reference."""

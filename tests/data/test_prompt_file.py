@@ -21,6 +21,12 @@ def test_json_lines_hold_texts_and_messages(tmp_path: Path) -> None:
     assert read_prompts(str(file)) == ["a", "b", [{"role": "user", "content": "c"}]]
 
 
+def test_only_a_newline_ends_a_line(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "a\u2028b"}\r\n"c\u0085d"\n', encoding="utf-8")
+    assert read_prompts(file) == ["a\u2028b", "c\u0085d"]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

@@ -307,7 +307,7 @@ def test_an_adapter_of_another_model_is_refused(
     assert not f.output.exists()
 
 
-@pytest.mark.parametrize("what", ["adapter", "output", "base", "dtype", "prompts", "long prompt"])
+@pytest.mark.parametrize("what", ["adapter", "output", "base", "dtype", "prompts", "long prompt", "tolerance"])
 def test_bad_arguments(folders: Callable[..., SimpleNamespace], tmp_path: Path, what: str) -> None:
     f = folders()
     arguments: dict[str, Any] = {"adapter": f.adapter, "output": f.output}
@@ -317,6 +317,7 @@ def test_bad_arguments(folders: Callable[..., SimpleNamespace], tmp_path: Path, 
         "base": ({"base": str(tmp_path)}, "has no config.json"),
         "dtype": ({"dtype": "int8"}, "dtype='int8' must be one of"),
         "prompts": ({"prompts": []}, "prompts is empty"),
+        "tolerance": ({"tolerance": float("nan")}, "tolerance=nan must be a number of at least 0"),
         "long prompt": (
             {"prompts": ["ok", "x" * 250]},
             "prompt 1 has 250 tokens, and with continuation=16 more than the model's context of 256",

@@ -17,6 +17,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from trl_grpo_ext.adapter_source import load_tokenizer, read_adapter
 from trl_grpo_ext.cli.main import main
 from trl_grpo_ext.hub import UploadError, push_adapter, push_command
 from trl_grpo_ext.hub.push import stage
@@ -258,3 +259,13 @@ def test_the_command_fails_in_one_line(
     shutil.rmtree(adapter_folder)
     assert main(["push", str(adapter_folder), "--repo-id", "ada/run"]) == 2
     assert "has no adapter to push" in capsys.readouterr().err
+
+
+def test_an_adapter_on_the_hub_brings_its_tokenizer(
+    hub: HubServer, adapter_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `trl-grpo sample` and `merge` load it: with the chat template that was trained with."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    push_adapter(adapter_folder, "ada/run", token=TOKEN, with_tokenizer=True)
+    source = read_adapter("ada/run", base="ada/base")
+    assert load_tokenizer(source, source.base, None).name_or_path == "ada/run"

@@ -10,10 +10,11 @@ import torch
 from datasets import Dataset
 from hub_server import TOKEN
 from peft import LoraConfig
-from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from trl_grpo_ext import GRPOConfig
-from trl_grpo_ext.hub import load_run_config, run_adapter, run_arguments
+from trl_grpo_ext.hub import load_run_config, run_adapter, run_arguments, run_quantization
+from trl_grpo_ext.hub.card import model_card
 from trl_grpo_ext.hub.datasets import dataset_id, describe_dataset
 from trl_grpo_ext.hub.run_config import run_config, save_run_config
 
@@ -106,6 +107,35 @@ def test_quantization_is_written_as_settings(tmp_path: Path, make_model: Callabl
     assert BitsAndBytesConfig.from_dict(written).to_dict() == four_bit.to_dict()
 
 
+def test_a_quantized_base_is_written_and_made_again(tmp_path: Path, make_model: Callable[..., PreTrainedModel]) -> None:
+    four_bit = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+    make_model().save_pretrained(tmp_path / "base")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base", quantization_config=four_bit, dtype=torch.bfloat16)
+    record = load_run_config(
+        save_run_config(run_config(arguments(tmp_path), model, peft_config=LoraConfig(), rewards=REWARDS), tmp_path)
+    )
+    assert record["model"]["dtype"] == "bfloat16"
+    again = run_quantization(record)
+    assert again is not None
+    assert again.to_dict() == four_bit.to_dict()
+    assert "`nf4`" in model_card(record, repo_id="ada/run", model_name="run").text
+    plain = run_config(arguments(tmp_path), make_model(), peft_config=None, rewards=REWARDS)
+    assert run_quantization(plain) is None
+    args = arguments(tmp_path, model_init_kwargs={"quantization_config": four_bit})
+    assert run_quantization(run_config(args, model, peft_config=None, rewards=REWARDS)) is None  # the config says it
+
+
+def test_an_adapter_that_there_was_is_named_without_its_folder(
+    tmp_path: Path, make_model: Callable[..., PreTrainedModel]
+) -> None:
+    for given, written in ((str(tmp_path / "first"), "first"), ("ada/first", "ada/first")):
+        args = arguments(tmp_path, adapter_name_or_path=given)
+        record = run_config(args, make_model(), peft_config=LoraConfig(), rewards=REWARDS)
+        assert record["training"]["adapter_name_or_path"] == written
+        assert str(tmp_path) not in str(record)
+        assert run_adapter(record) is None  # the field brings it
+
+
 def test_datasets(tmp_path: Path) -> None:
     rows = Dataset.from_dict({"prompt": ["a", "b", "c"], "solution": ["1", "2", "3"]})
     described = describe_dataset(rows)
@@ -123,7 +153,15 @@ def test_datasets(tmp_path: Path) -> None:
     assert dataset_id(None) is None
 
 
-def test_no_run_config(tmp_path: Path) -> None:
-    (tmp_path / "training_config.yaml").write_text("lr: 1\n")
-    with pytest.raises(ValueError, match="has no sections 'model' and 'training'"):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lr: 1\n", "has no sections 'model' and 'training'"),
+        ("model: x\ntraining: {}\n", "has no sections 'model' and 'training'"),
+        ("a: [1\n", "training_config.yaml is not YAML"),
+    ],
+)
+def test_no_run_config(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "training_config.yaml").write_text(text)
+    with pytest.raises(ValueError, match=message):
         load_run_config(tmp_path / "training_config.yaml")

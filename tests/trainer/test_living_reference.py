@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
 
 from trl_grpo_ext.policy import AdapterOff, Snapshot
@@ -74,6 +74,32 @@ def test_a_resumed_run_has_the_same_reference(make_trainer, tmp_path, fields, st
     pairs = zip(resumed._reference.current.values, straight._reference.current.values, strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
     assert all(torch.equal(a, b) for a, b in zip(trainable(resumed), trainable(straight), strict=True))
+
+
+@pytest.mark.parametrize("estimator", ["k3", "full"])
+def test_kl_under_autocast_is_to_the_reference(make_trainer, make_model, lora, estimator):
+    """Half-precision copies of the policy's weights, which autocast keeps, are not used for the reference."""
+    config = lora()
+    config.init_lora_weights = False
+    torch.manual_seed(5)
+    policy = get_peft_model(make_model(), config)
+    trainer = make_trainer(model=policy, max_steps=4, bf16=True, kl_estimator=estimator, **SYNC)
+    trainer.train()
+    kl = logged(trainer, "kl")
+    assert kl[1] > 1e-4 and kl[3] > 1e-4
+    if estimator == "full":  # of the same forward pass, so that not even rounding tells them apart
+        assert abs(kl[2]) < 1e-6
+
+
+def test_more_rounds_than_steps_are_refused(make_trainer):
+    with pytest.raises(ValueError, match="reference_rounds=4 must be at most 3"):
+        make_trainer(max_steps=3, beta=0.1, reference_rounds=4).train()
+
+
+def test_a_reference_that_has_followed_is_not_forgotten(make_trainer, tmp_path):
+    make_trainer(max_steps=2, save_strategy="steps", save_steps=2, **SYNC).train()
+    with pytest.raises(ValueError, match="had followed the policy"):
+        make_trainer(max_steps=3, beta=0.5).train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
 
 
 def test_the_snapshot_is_not_exported(make_trainer, make_model, tmp_path):

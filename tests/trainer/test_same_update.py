@@ -176,6 +176,22 @@ CASES = [
     ),
     Case("full fine-tuning", ACCUMULATE, adapter=False),
     Case("full fine-tuning with kl", {"beta": 0.5, "max_steps": 3}, adapter=False),
+    *(
+        Case(
+            f"full fine-tuning with a reference that follows, alpha {alpha}",
+            {"beta": 0.5, "max_steps": 5, "sync_ref_model": True, "ref_model_sync_steps": 2}
+            | {"ref_model_mixup_alpha": alpha},
+            adapter=False,
+        )
+        for alpha in (0.25, 1.0)
+    ),
+    # Reference log-probs of an unfinished generation stay as they are in both
+    Case(
+        "a reference that follows inside a generation",
+        {"beta": 0.5, "max_steps": 5, "num_iterations": 2, "sync_ref_model": True, "ref_model_sync_steps": 1}
+        | {"ref_model_mixup_alpha": 0.3},
+        adapter=False,
+    ),
     Case("padded rows", {"attention_packing": "off", "beta": 0.04, "loss_type": "grpo", **ACCUMULATE}),
     Case(
         "padded rows, two iterations",

@@ -25,6 +25,7 @@ CASES: dict[str, dict[str, Any]] = {
     # Nothing to train on in one of the processes, and in a micro-batch of the other: neither may wait in vain
     "zero variance": {"beta": 0.0, "loss_type": "dr_grpo", "gradient_accumulation_steps": 2},
     "zero variance, padded rows": {"gradient_accumulation_steps": 2, "attention_packing": "off"},
+    "reference that follows": {"beta": 0.5, "sync_ref_model": True, "ref_model_sync_steps": 1, "max_steps": 3},
     # Groups draw on, in one process more than in the other
     "adaptive groups": {"num_generations_max": 8, "loss_type": "dapo", "gradient_accumulation_steps": 2},
     # 8 prompts, 4 in a generation, each trained on in 2 steps: an epoch has 4

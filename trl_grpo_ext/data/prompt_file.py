@@ -18,7 +18,7 @@ def read_prompts(path: str | os.PathLike[str]) -> list[Prompt]:
     """
     file = Path(path)
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8").split("\n")  # not at the separators that a prompt may hold
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"prompts={str(file)!r} cannot be read: {error}") from error
     numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -107,6 +108,8 @@ def merge_adapter(
         MemoryError: if the base, or the disk's share of the result, would not fit; with figures.
         MergeCheckError: if the difference is too large.
     """
+    if tolerance is not None and not 0 <= tolerance < math.inf:
+        raise ValueError(f"tolerance={tolerance} must be a number of at least 0. Leave it unset for the default.")
     source, config, tokenizer, target = _resolve(adapter, output, base, base_revision, dtype, trust_remote_code)
     place = pick_device(device)
     chosen = _conversations(tokenizer) if prompts is None else list(prompts)

@@ -4,6 +4,14 @@ Nothing here is needed to train; `GRPOTrainer` takes its pushing from `publishin
 """
 
 from .push import UploadError, push_adapter, push_command
-from .run_config import load_run_config, run_adapter, run_arguments
+from .run_config import load_run_config, run_adapter, run_arguments, run_quantization
 
-__all__ = ["UploadError", "load_run_config", "push_adapter", "push_command", "run_adapter", "run_arguments"]
+__all__ = [
+    "UploadError",
+    "load_run_config",
+    "push_adapter",
+    "push_command",
+    "run_adapter",
+    "run_arguments",
+    "run_quantization",
+]

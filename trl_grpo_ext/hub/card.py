@@ -105,6 +105,9 @@ def _introduction(record: Mapping[str, Any], base: str | None) -> str:
     revision = f" at revision `{model['revision']}`" if model.get("revision") else ""
     what = "A PEFT adapter for" if record.get("adapter") is not None else "A fine-tuned version of"
     text = f"{what} {origin}{revision}, trained with GRPO ({PAPER}) by trl-grpo-ext."
+    if quantization := model.get("quantization"):
+        kind = quantization.get("bnb_4bit_quant_type", "4-bit") if quantization.get("load_in_4bit") else "int8"
+        text += f"\n\nThe base was quantized while loading (`{kind}`, bitsandbytes), and so the adapter was trained."
     if model.get("fingerprint"):
         text += f"\n\nFingerprint of the base's weights: `{model['fingerprint']}`"
     return text

@@ -293,8 +293,17 @@ def existing(folder: Path, patterns: Iterable[str]) -> list[Path]:
 
 
 def _base_of(folder: Path) -> str | None:
-    config = json.loads((folder / ADAPTER_FILES[1]).read_text(encoding="utf-8"))
-    return cast("str | None", config.get("base_model_name_or_path"))
+    return cast("str | None", _adapter_config(folder / ADAPTER_FILES[1]).get("base_model_name_or_path"))
+
+
+def _adapter_config(file: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file.name} is not JSON ({error}): save the adapter again") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{file.name} holds no PEFT config, but {config!r:.100}: save the adapter again")
+    return config
 
 
 def _record(folder: Path) -> dict[str, Any] | None:
@@ -304,7 +313,7 @@ def _record(folder: Path) -> dict[str, Any] | None:
 def _complete_adapter_config(staged: Path, base_model: str | None) -> None:
     """Base and revision, so that whoever loads the adapter loads the base that it was trained on."""
     file = staged / ADAPTER_FILES[1]
-    config = json.loads(file.read_text(encoding="utf-8"))
+    config = _adapter_config(file)
     record = _record(staged)
     if base_model:
         config["base_model_name_or_path"] = base_model

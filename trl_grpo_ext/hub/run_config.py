@@ -6,6 +6,7 @@
         reward_funcs=...,  # record["rewards"] names them
         args=run_arguments(record, output_dir="again"),
         train_dataset=...,  # record["datasets"] says which, with the fingerprint
+        quantization_config=run_quantization(record),
         peft_config=run_adapter(record),
     )
 
@@ -25,7 +26,7 @@ import torch
 import yaml
 from datasets import Dataset, IterableDataset
 from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftConfig, PeftType
-from transformers import PreTrainedModel
+from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.trainer_pt_utils import AcceleratorConfig
 from trl.trainer.utils import get_config_model_id
 
@@ -103,10 +104,14 @@ def load_run_config(path: str | Path) -> dict[str, Any]:
     Raises:
         ValueError: if the file is not such a record.
     """
-    record = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    if not isinstance(record, dict) or "training" not in record or "model" not in record:
-        raise ValueError(f"{path} has no sections 'model' and 'training': it is no {FILE} of a run")
-    return record
+    try:
+        record = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not YAML ({' '.join(str(error).split())}): restore it, or remove it") from error
+    sections = [record.get(name) for name in ("model", "training")] if isinstance(record, dict) else [None]
+    if not all(isinstance(section, dict) for section in sections):
+        raise ValueError(f"{path} has no sections 'model' and 'training': it is no {FILE} of a run. Remove it")
+    return cast(dict[str, Any], record)
 
 
 def run_arguments(record: Mapping[str, Any], **overrides: Any) -> GRPOConfig:
@@ -115,12 +120,20 @@ def run_arguments(record: Mapping[str, Any], **overrides: Any) -> GRPOConfig:
 
 
 def run_adapter(record: Mapping[str, Any]) -> PeftConfig | None:
-    """The PEFT config of a recorded run; None if every weight was trained."""
-    if record.get("adapter") is None:
+    """The PEFT config of a recorded run; None if every weight was trained, or an adapter that there was already."""
+    if record.get("adapter") is None or "adapter_name_or_path" in record["training"]:
         return None
     values = dict(record["adapter"])
     kind = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(values.pop("peft_type"))]
     return kind(**values)
+
+
+def run_quantization(record: Mapping[str, Any]) -> BitsAndBytesConfig | None:
+    """How the base of a recorded run was quantized; None if it was not, or the config's `model_init_kwargs` say so."""
+    quantization = record["model"].get("quantization")
+    if quantization is None or "quantization_config" in (record["training"].get("model_init_kwargs") or {}):
+        return None
+    return cast(BitsAndBytesConfig, BitsAndBytesConfig.from_dict(dict(quantization)))
 
 
 def public_model_id(model: PreTrainedModel) -> str | None:
@@ -144,7 +157,17 @@ def _model(args: GRPOConfig, model: PreTrainedModel) -> dict[str, Any]:
         "revision": init_kwargs.get("revision"),
         "commit": getattr(model.config, "_commit_hash", None),
         "architecture": type(model).__name__,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        **_quantization(model),
     }
+
+
+def _quantization(model: PreTrainedModel) -> dict[str, Any]:
+    config = getattr(model.config, "quantization_config", None)
+    if config is None:
+        return {}
+    values = config if isinstance(config, dict) else config.to_dict()
+    return {"quantization": {name: value for name, value in values.items() if not name.startswith("_")}}
 
 
 def _training(args: GRPOConfig) -> dict[str, Any]:
@@ -154,6 +177,9 @@ def _training(args: GRPOConfig) -> dict[str, Any]:
         if f.init and not _is_place(f.name)
         if f.name in _ALWAYS or _plain(getattr(args, f.name)) not in _defaults(f)
     }
+    adapter = args.adapter_name_or_path
+    if adapter is not None and not is_hub_id(adapter):
+        changed["adapter_name_or_path"] = Path(adapter).name
     # Each follows from the other, and a config takes only one
     changed.pop("generation_batch_size", None)
     return changed

@@ -75,6 +75,8 @@ class Snapshot:
     def _exchange(self) -> None:
         for i, parameter in enumerate(self._parameters):
             parameter.data, self.values[i] = self.values[i], parameter.data
+        # Autocast keeps half-precision copies by parameter, not by what is in it: they would be the other one's
+        torch.clear_autocast_cache()
 
 
 def make_reference(model: nn.Module) -> AdapterOff | Snapshot:
