@@ -13,7 +13,7 @@ form `<think>..</think><answer>..</answer>`, and the right answer. From there on
 Hardware: any CPU (it uses one core), or a GPU if there is one. No network.
 Time: 3 to 4 minutes on one core of a small virtual machine.
 Expect: held-out greedy accuracy from 40-50 % to 80-98 % (seeds 0, 1, 2: 42 to 92, 45 to 98, 46 to 82 %; with
-`--quantize nf4` 36 to 93, 45 to 99, 49 to 87 %; with `--rewards process` and 250 steps 42 to 86 % for seed 0).
+`--quantize nf4` 36 to 93, 45 to 99, 49 to 87 %; with `--rewards process` 42 to 90 % for seed 0).
 """
 
 from __future__ import annotations
