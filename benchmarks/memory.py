@@ -57,14 +57,6 @@ class MemoryGrowth:
         }
         self.bytes = peaks[self.method]() - self._before
 
-    def now(self) -> int:
-        """Bytes held at this moment beyond what there was before the block."""
-        gc.collect()
-        if self.method == "cuda":
-            return torch.cuda.memory_allocated() - self._before
-        _return_free_heap()
-        return int(psutil.Process().memory_info().rss) - self._before
-
     def _sample(self) -> None:
         process = psutil.Process()
         while not self._stop.wait(SAMPLING_SECONDS):

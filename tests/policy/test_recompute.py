@@ -1,5 +1,8 @@
 """How many layers are recomputed is a matter of memory and never of results."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -42,6 +45,20 @@ def update(model, scorer):
     grads = [p.grad.clone() for p in model.parameters() if p.requires_grad]
     model.zero_grad()
     return loss.detach(), grads, [calls.count(i) for i in range(LAYERS)]
+
+
+def test_weighing_leaves_nothing_behind(make_model):
+    base = make_model("qwen2", num_hidden_layers=LAYERS)
+    assert use_group_attention(base)
+    model = get_peft_model(base, LoraConfig(r=3, target_modules="all-linear")).train()
+    base.gradient_checkpointing_enable({"use_reentrant": False})
+    seen = []
+    for module in base.modules():  # every output, and with it whatever its graph keeps
+        module.register_forward_hook(lambda _, __, out: seen.append(weakref.ref(out)) if torch.is_tensor(out) else None)
+    RecomputeBudget(model, base, CompletionScorer(base, 1.0))
+    gc.collect()
+    assert len(seen) > 2 * LAYERS
+    assert [ref for ref in seen if ref() is not None] == []
 
 
 def test_results_are_the_same_however_many_layers_are_kept(policy):

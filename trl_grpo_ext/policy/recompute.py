@@ -73,23 +73,23 @@ class RecomputeBudget:
     ) -> tuple[int, int]:
         """Tokens of a row of so many groups, and bytes that the whole model keeps of it."""
         owned = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
-        kept: dict[int, int] = {}
+        kept: dict[int, torch.UntypedStorage] = {}  # held, so that no address is given out twice while this runs
 
-        def pack(tensor: torch.Tensor) -> torch.Tensor:
+        def pack(tensor: torch.Tensor) -> None:
+            # Nothing is handed back: a node that holds its own output through a hook is a cycle that nobody frees
             storage = tensor.untyped_storage()
             if storage.data_ptr() not in owned:
-                kept[storage.data_ptr()] = storage.nbytes()
-            return tensor
+                kept[storage.data_ptr()] = storage
 
         vocabulary = base_model.config.get_text_config().vocab_size
         tokens = [i % vocabulary for i in range(_PROBE_TOKENS)]
         parts = [GroupPart(g, (2 * g, 2 * g + 1)) for g in range(groups)]
         row = pack_row(parts, [tokens] * groups, [tokens] * 2 * groups, base_model.device)
-        weighing = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+        weighing = torch.autograd.graph.saved_tensors_hooks(pack, lambda nothing: nothing)
         # In evaluation mode, where checkpointing is off and dropout draws no random numbers
         with evaluating(model), torch.enable_grad(), self._autocast(), weighing:
             scorer.packed(model, row)
-        return row.layout.num_tokens, sum(kept.values())
+        return row.layout.num_tokens, sum(storage.nbytes() for storage in kept.values())
 
     def apply(self, packed_tokens: int, padded_tokens: int) -> int:
         """Set the layers' flags for a row; returns how many keep their activations."""
