@@ -23,10 +23,10 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-def run(**environment):
+def run(script=SCRIPT, **environment):
     env = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "LD_"))}
     process = subprocess.run(
-        [sys.executable, "-c", SCRIPT], env=env | environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", script], env=env | environment, capture_output=True, text=True, check=True
     )
     answers, faults = process.stdout.splitlines()
     return answers, int(faults)
@@ -46,3 +46,19 @@ def test_who_has_decided_already_is_heard():
     assert answers == "False False" and faults > 50_000
     answers, _ = run(LD_PRELOAD="libjemalloc-that-is-not-there.so")
     assert answers == "False False"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc is Linux's")
+def test_blocks_of_quantized_layers_are_handed_back():
+    """Five blocks of 24 MB: kept where layers are whole, given back where they are dequantized, whoever asks later."""
+    blocks = SCRIPT.replace("2**21", "3 * 2**21")
+    answers, faults = run(blocks)
+    if answers == "False False":
+        pytest.skip("this C library is not glibc")
+    assert answers == "True True" and faults < 1000
+    first = blocks.replace("keep_freed_memory(), ", "keep_freed_memory(quantized=True), ")
+    answers, faults = run(first)
+    assert answers == "True True" and faults > 50_000
+    second = blocks.replace(", keep_freed_memory()", ", keep_freed_memory(quantized=True)")
+    answers, faults = run(second)
+    assert answers == "True True" and faults > 50_000

@@ -23,6 +23,8 @@ from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt, fix_4bit_weight_qu
 from torch import nn
 from torch.nn.functional import linear
 
+from .allocator import keep_freed_memory
+
 QuantizedLinear: TypeAlias = Linear4bit | Linear8bitLt
 
 
@@ -34,7 +36,7 @@ def quantized_layers(model: nn.Module) -> Iterator[tuple[str, QuantizedLinear]]:
 
 
 def keep_quantized(model: nn.Module) -> None:
-    """Let the quantized layers of `model` compute without being changed by it. Idempotent.
+    """Let the quantized layers of `model` compute without being changed by it, nor hoarding memory. Idempotent.
 
     Raises:
         ValueError: for weights that bitsandbytes has repacked already, or does not keep in 8 bits.
@@ -50,6 +52,8 @@ def keep_quantized(model: nn.Module) -> None:
             else:
                 _scales_to_weight(layer)
                 vars(layer)["forward"] = types.MethodType(_forward_8bit, layer)
+        if layer.weight.device.type == "cpu":
+            keep_freed_memory(quantized=True)
 
 
 def _problem(layer: QuantizedLinear) -> str | None:
