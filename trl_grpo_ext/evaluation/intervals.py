@@ -160,8 +160,8 @@ def bootstrap_means(values: Floats, resamples: int, seed: int) -> Floats:
 def wilson_interval(share: float, n: int, level: float = 0.95) -> tuple[float, float]:
     """Wilson's (1927) score interval of a share of `n` trials.
 
-    `(p + z^2/2n +- z sqrt(p (1 - p)/n + z^2/4n^2)) / (1 + z^2/n)`. Of values anywhere in [0, 1] with that mean it is too
-    wide, as none vary more than zeros and ones do.
+    `(p + z^2/2n +- z sqrt(p (1 - p)/n + z^2/4n^2)) / (1 + z^2/n)`. Of values anywhere in [0, 1] with that mean it is
+    too wide, as none vary more than zeros and ones do.
     """
     z = _NORMAL.inv_cdf((1 + level) / 2)
     spread = z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
