@@ -49,17 +49,17 @@ def load_prompts(
 
     Args:
         source: what to read, one, several (one after the other) or a mapping of sources to weights (a mixture):
-            a name (gsm8k, math, math-500, svamp, aime, mgsm, deepmath-103k, countdown), the id of a data set on the Hub,
-            a local .jsonl, .json, .parquet, .csv or .tsv file (also .gz), `NAME:FILE` for a local copy of a named set,
+            a name (gsm8k, math, math-500, svamp, aime, mgsm, deepmath-103k, countdown), the id of a set on the Hub, a
+            local .jsonl, .json, .parquet, .csv or .tsv file (also .gz), `NAME:FILE` for a local copy of a named set,
             `procedural:arithmetic`, `procedural:countdown`, or `reasoning_gym:TASK`.
         split: split of the source; a local file is one split, whatever it is called.
         config: configuration of a Hub dataset (MGSM's language), or options of a procedural source,
             "rows=5000,max_operand=99".
         columns: "problem" and "answer" -> their columns in a source that is not known by name; any further name is a
             column to keep -> its column.
-        answer: how gold answers are written: "gsm8k" (after ####), "boxed", "number", "text" (as they are), or "raw".
-        template: "r1" (arXiv:2501.12948, Table 1, as a system prompt), "r1-zero" (the same as plain text), "qwen-boxed",
-            "plain" (the problem alone, as a user message), Jinja of a plain-text prompt or a path to a .jinja file, or
+        answer: how gold answers are written: "gsm8k" (after ####), "boxed", "number", "text" (as it is), "raw".
+        template: "r1" (arXiv:2501.12948, Table 1, as a system prompt), "r1-zero" (the same as plain text),
+            "qwen-boxed", "plain" (the problem alone, as a user message), Jinja of a plain-text prompt or a path to a .jinja file, or
             a mapping {system, user, assistant} of a conversation.
         system_prompt: in place of the template's; "" for none.
         few_shot: examples before the problem, rows of {problem, answer, solution} or a JSON Lines file of them.

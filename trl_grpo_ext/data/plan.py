@@ -97,8 +97,8 @@ class SourcePlan:
         if self.arguments["pass_rate"] is not None:
             if all(key != "pass_rate" for key, _, _ in self.columns.extra):
                 raise ValueError(
-                    f"pass_rate: source={self.name!r} has no column 'pass_rate'. Measure it with `trl-grpo difficulty`, "
-                    "or name its column: columns={'pass_rate': ...}."
+                    f"pass_rate: source={self.name!r} has no column 'pass_rate'. Measure it with `trl-grpo difficulty`"
+                    ", or name its column: columns={'pass_rate': ...}."
                 )
             screens.append(PassRateBand(*self.arguments["pass_rate"]))
         limit = self.arguments["max_prompt_tokens"]
@@ -111,7 +111,7 @@ class SourcePlan:
             if self.prompter.conversational and tokenizer.chat_template is None:
                 raise ValueError(
                     f"max_prompt_tokens={limit}: the tokenizer has no chat template, and template="
-                    f"{self.arguments['template']!r} makes conversations. Use an instruct model's, or template='r1-zero'."
+                    f"{self.arguments['template']!r} makes conversations. Use an instruct model's, or 'r1-zero'."
                 )
             screens.append(TokenLimit(limit, tokenizer, chat_template_kwargs))
         if self.arguments["decontaminate"]:

@@ -188,8 +188,8 @@ class Preparation:
         except ValueError as error:
             shown = str(row[column])
             raise ValueError(
-                f"source={self.name!r}, row {index}: {column!r} {error}, it is {shown[-80:]!r}. Correct the row, or say "
-                f"how the answers are written: answer= one of {', '.join(PARSERS)} (now {parser!r})."
+                f"source={self.name!r}, row {index}: {column!r} {error}, it is {shown[-80:]!r}. Correct the row, or "
+                f"say how the answers are written: answer= one of {', '.join(PARSERS)} (now {parser!r})."
             ) from error
 
     def _kept(self, key: str, value: Any, kind: Any, index: int) -> Any:

@@ -45,7 +45,7 @@ def map_rows(
     what: str,
     columns: tuple[str, ...] | None = None,
 ) -> Any:
-    """`rows.map` in batches with row numbers; of `columns` only, or of all. The result has the columns of `features`."""
+    """`rows.map` in batches with row numbers, of `columns` only or of all; the result has those of `features`."""
     if columns is not None:
         rows = rows.select_columns(list(columns))
     if isinstance(rows, IterableDataset):
