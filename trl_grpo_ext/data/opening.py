@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 from datasets import Dataset, IterableDataset, load_dataset
 from datasets.exceptions import DatasetGenerationError
@@ -12,7 +12,7 @@ from .procedural import procedural_rows
 from .reasoning_gym import reasoning_gym_rows
 from .sources import PROCEDURAL, Location, Source, reader_of
 
-Rows = Dataset | IterableDataset
+Rows: TypeAlias = Dataset | IterableDataset
 
 
 def open_rows(where: Location, split: str, config: str | None, seed: int, streaming: bool) -> Rows:
