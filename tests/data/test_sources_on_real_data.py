@@ -49,7 +49,10 @@ WORKED: dict[str, tuple[str, dict[int, str]]] = {
     "aime/aime2024.jsonl": ("solution", {}),
     "aime/aime_1983_2023.jsonl.gz": (
         "solution",
-        {957: "the solution's text is a copyright notice", 965: "the solution ends in 17/18; the gold is its m + n = 35"},
+        {
+            957: "the solution's text is a copyright notice",
+            965: "the solution ends in 17/18; the gold is its m + n = 35",
+        },
     ),
 }
 # Rows of MATH test that are not in MATH-500 and share half of the 13-grams of one of its problems: the same exercise
@@ -100,9 +103,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Dataset,
 
 
 @pytest.mark.parametrize("file", SETS)
-def test_every_gold_parses_and_no_row_is_left_out(
-    file: str, loaded: dict[str, tuple[Dataset, PromptReport]]
-) -> None:
+def test_every_gold_parses_and_no_row_is_left_out(file: str, loaded: dict[str, tuple[Dataset, PromptReport]]) -> None:
     source = source_of(file)
     dataset, report = loaded[file]
     _, rows, columns = SETS[file]
@@ -120,9 +121,7 @@ def test_no_duplicates_are_left(file: str, loaded: dict[str, tuple[Dataset, Prom
 
 
 @pytest.mark.parametrize("file", WORKED)
-def test_worked_solutions_earn_the_accuracy_reward(
-    file: str, loaded: dict[str, tuple[Dataset, PromptReport]]
-) -> None:
+def test_worked_solutions_earn_the_accuracy_reward(file: str, loaded: dict[str, tuple[Dataset, PromptReport]]) -> None:
     source_of(file)
     column, others = WORKED[file]
     worked = [row[column] for row in raw_rows(file)]
@@ -154,7 +153,9 @@ def test_broken_rows_of_a_real_file_are_refused_or_counted() -> None:
     if not path.exists():
         pytest.skip("math/train_answers.jsonl.gz is not there")
     source, report = f"math:{path}", PromptReport(examples=None)
-    with pytest.raises(ValueError, match=r"row 886: 'answer' must be text or a number, it is 'None'.*unreadable='drop'"):
+    with pytest.raises(
+        ValueError, match=r"row 886: 'answer' must be text or a number, it is 'None'.*unreadable='drop'"
+    ):
         load_prompts(source)
     load_prompts(source, unreadable="drop", report=report)
     assert {example.row for example in report.of(source).examples["unreadable"]} == {886, 1009, 5328, 5330}

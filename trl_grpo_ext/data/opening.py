@@ -57,8 +57,8 @@ def _local(where: Location, streaming: bool) -> Rows:
     extra: Mapping[str, Any] = {"sep": "\t"} if path.removesuffix(".gz").endswith(".tsv") else {}
     try:
         return load_dataset(str(reader_of(path)), data_files=path, split="train", streaming=streaming, **extra)
-    except (DatasetGenerationError, UnicodeDecodeError, ValueError) as error:
-        cause = error.__cause__ or error
+    except (DatasetGenerationError, StopIteration, UnicodeDecodeError, ValueError) as error:
+        cause = error.__cause__ or (error if str(error) else "it holds no rows")
         raise ValueError(
             f"source={where.name!r}: {path} cannot be read: {cause}. Every row must have the same columns, each of one "
             "type."

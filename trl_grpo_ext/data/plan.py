@@ -47,7 +47,7 @@ class Choice:
         if not self.skip and self.take is None:
             return rows
         end = len(rows) if self.take is None else min(len(rows), self.skip + self.take)
-        return rows.select(range(min(self.skip, len(rows)), end))
+        return rows.select(range(self.skip, end) if self.skip < end else [])
 
 
 @dataclass

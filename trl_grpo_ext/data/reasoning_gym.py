@@ -44,9 +44,14 @@ def reasoning_gym_rows(
     own = {key: _literal(value) for key, value in options.items() if key != "rows"}
     drawn = seed + (_TEST_SEED if split == "test" else 0)
     try:
-        gym.create_dataset(task, size=int(rows), seed=drawn, **own)
+        first = [gym.create_dataset(task, size=int(rows), seed=drawn, **own)[0]["question"] for _ in range(2)]
     except (AssertionError, TypeError, ValueError) as error:
         raise ValueError(f"config of source={source!r}: reasoning-gym refuses {own}: {error}") from error
+    if first[0] != first[1]:
+        raise ValueError(
+            f"source={source!r}: reasoning-gym makes other problems of this task each time it is asked, under one seed, so "
+            "that a reward cannot know what was asked. Choose another task."
+        )
     arguments = {"task": task, "rows": int(rows), "seed": drawn, "options": own, "version": _version(gym), "code": CODE}
     kind = IterableDataset if streaming else Dataset
     return kind.from_generator(generate, gen_kwargs=arguments)

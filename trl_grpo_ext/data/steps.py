@@ -96,7 +96,7 @@ def apply_screen(rows: Any, screen: Screen, report: PromptReport) -> Any:
     for index in dropped:
         row = shown[index]
         report.drop(row["source"], screen.rule, row["_row"], row["problem"], why[index].as_py())
-    return rows.select(pc.indices_nonzero(pc.equal(why, "")).to_numpy())
+    return rows.select(pc.indices_nonzero(pc.equal(why, "")).to_numpy().astype(int))
 
 
 class _Sieve:
