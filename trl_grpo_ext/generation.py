@@ -22,6 +22,7 @@ from .evaluating import evaluating
 from .experience import Experience, MicroBatch, StepBatch
 from .metrics import CompletionLog, MetricLog, StepClock, length_metrics, reward_metrics
 from .objective import kl_penalised_rewards
+from .pass_rates import PassRates
 from .policy import AdapterOff, LivingReference, Snapshot, TokenScores
 from .resampling import Resampled, Resampler
 from .rewards import RewardScorer, SpanDecoder
@@ -50,8 +51,10 @@ class ExperienceMaker:
     further_prompts: Dataset | IterableDataset | None = None  # where dynamic sampling draws from
     _credit: CreditAssigner = field(init=False)
     _resampler: Resampler = field(init=False)
+    _pass_rates: PassRates = field(init=False)
 
     def __post_init__(self) -> None:
+        self._pass_rates = PassRates.of(self.args, self.reward_scorer.names)
         self._credit = CreditAssigner(
             self.args,
             self.accelerator,
@@ -213,6 +216,7 @@ class ExperienceMaker:
             count += len(rows)
         # Once, so that every completion weighs the same: a mean over batches would favour those of the last, short one
         self.record(scored, metrics)
+        self._pass_rates.record(scored, generations, metrics)
         return count
 
     def record(self, batches: Sequence[Scored], metrics: MetricLog, further: Sequence[Scored] = ()) -> int:
