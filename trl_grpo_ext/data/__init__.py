@@ -1,5 +1,6 @@
 """rows -> prompts: templates, checks, and the order that keeps groups together."""
 
+from .curriculum import PassRateCurriculum
 from .feed import GenerationFeed, Take
 from .order import EpochOrder, GroupOrder, repeat_stream
 from .prompt_file import read_prompts
@@ -10,6 +11,7 @@ __all__ = [
     "EpochOrder",
     "GenerationFeed",
     "GroupOrder",
+    "PassRateCurriculum",
     "Prompt",
     "PromptEncoder",
     "Take",
