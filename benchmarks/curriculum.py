@@ -1,4 +1,4 @@
-"""`curriculum="pass_rate"` against uniform sampling: held-out accuracy by rollouts, on a practice set of mixed difficulty.
+"""`curriculum="pass_rate"` against uniform sampling: held-out accuracy by rollouts, practising on mixed difficulty.
 
     python benchmarks/curriculum.py                      # seeds 0, 1, 2; both sides
     python benchmarks/curriculum.py --seeds 0 --steps 50
@@ -8,8 +8,8 @@ The model and the rewards are the quickstart's (`recipes/quickstart.py`): a 0.9M
 of two and three digits until a third of its answers are right. The practice set is not: its 1,500 additions have two,
 three, four or five digits, equally many each, as a set that nobody has looked through has problems that are easy, within
 reach, and out of reach. Both sides get the same set, model, adapter, settings and number of rollouts, 128 a step. The
-held-out problems are the quickstart's 400, of two and three digits, none of which is practised; they are solved greedily
-every `--every` steps. `mixed` are 400 more, of as many digits as the practice set's.
+held-out problems are the quickstart's 400, of two and three digits, none of which is practised; they are solved
+greedily every `--every` steps. `mixed` are 400 more, of as many digits as the practice set's.
 
 Prints the rollouts after which accuracy first stayed at a level for two evaluations in a row, and accuracy at equal
 rollouts, means and standard deviations over seeds, and writes `results/curriculum.json`.
@@ -18,6 +18,7 @@ rollouts, means and standard deviations over seeds, and writes `results/curricul
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -129,7 +130,7 @@ def run(side: str, seed: int, steps: int, every: int, warm_model: Path, options:
 
 def rollouts_to(level: float, curve: list[dict[str, float]]) -> float | None:
     """Where accuracy first is at `level` and still is at the next evaluation; None: nowhere."""
-    for point, following in zip(curve, curve[1:], strict=False):
+    for point, following in itertools.pairwise(curve):
         if point["accuracy"] >= level and following["accuracy"] >= level:
             return point["rollouts"]
     return None
