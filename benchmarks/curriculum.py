@@ -4,12 +4,18 @@
     python benchmarks/curriculum.py --seeds 0 --steps 50
     python benchmarks/curriculum.py --report             # the table of the results on disk, nothing is run
 
-The model and the rewards are the quickstart's (`recipes/quickstart.py`): a 0.9M-parameter Llama, warmed up on additions
-of two and three digits until a third of its answers are right. The practice set is not: its 1,500 additions have two,
-three, four or five digits, equally many each, as a set that nobody has looked through has problems that are easy, within
-reach, and out of reach. Both sides get the same set, model, adapter, settings and number of rollouts, 128 a step. The
-held-out problems are the quickstart's 400, of two and three digits, none of which is practised; they are solved
-greedily every `--every` steps. `mixed` are 400 more, of as many digits as the practice set's.
+The model, the rewards and the held-out problems are the quickstart's (`recipes/quickstart.py`): a 0.9M-parameter Llama,
+warmed up until a third of its answers are right; 400 additions of two and three digits, none of which is practised,
+solved greedily every `--every` steps. The quickstart's practice set is drawn like its held-out one; this one, of 1,500,
+is as mixed as one that nobody has looked through (the warm-up may have shown some of it):
+
+    50 %  two digits, no carry         soon solved
+    20 %  two digits, with a carry
+    20 %  three digits                 hardly ever solved at the start
+    10 %  two digits, with a carry, and a gold answer that is wrong: never solved
+
+Both sides get the same set, model, adapter, settings and number of rollouts, 128 a step. `--practice quickstart` takes
+the quickstart's own set instead (`results/curriculum_quickstart.json`).
 
 Prints the rollouts after which accuracy first stayed at a level for two evaluations in a row, and accuracy at equal
 rollouts, means and standard deviations over seeds, and writes `results/curriculum.json`.
@@ -37,25 +43,35 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "recipes"))
 
 SIDES = {"uniform": {}, "curriculum": {"curriculum": "pass_rate"}}
-DIGITS = (2, 3, 4, 5)
+SHARES = {"easy": 0.5, "carry": 0.2, "long": 0.2, "wrong": 0.1}
 LEVELS = (0.6, 0.7, 0.8)
 ROLLOUTS_PER_STEP = 128
 
 
-def mixed_problems(rng: random.Random, count: int, taken: set[str]) -> list[dict[str, str]]:
-    """`count` additions, of each number of `DIGITS` equally many, none of which is in `taken`; they are added to it."""
+def carries(a: int, b: int) -> bool:
+    """Whether any column's sum is above 9."""
+    return any(int(x) + int(y) > 9 for x, y in zip(str(a), str(b), strict=True))
+
+
+def mixed_practice(rng: random.Random, size: int, taken: set[str]) -> list[dict[str, str]]:
+    """`size` additions by `SHARES`, with their `kind`; none of them, either way round, is in `taken`."""
     rows: list[dict[str, str]] = []
-    while len(rows) < count:
-        digits = DIGITS[len(rows) % len(DIGITS)]
-        a, b = (rng.randrange(10 ** (digits - 1), 10**digits) for _ in range(2))
-        row = {"prompt": f"{a}+{b}=", "solution": str(a + b)}
-        if row["prompt"] not in taken:
-            taken.update((f"{a}+{b}=", f"{b}+{a}="))
-            rows.append(row)
+    for kind, share in SHARES.items():
+        first = len(rows)
+        while len(rows) < first + round(share * size):
+            digits = 3 if kind == "long" else 2
+            a, b = (rng.randrange(10 ** (digits - 1), 10**digits) for _ in range(2))
+            if taken & {f"{a}+{b}=", f"{b}+{a}="} or (digits == 2 and carries(a, b) == (kind == "easy")):
+                continue
+            taken.add(f"{a}+{b}=")
+            off = rng.choice((-20, -10, -2, -1, 1, 2, 10, 20)) if kind == "wrong" else 0
+            rows.append({"prompt": f"{a}+{b}=", "solution": str(a + b + off), "kind": kind})
     return rows
 
 
-def run(side: str, seed: int, steps: int, every: int, warm_model: Path, options: dict[str, Any]) -> dict[str, Any]:
+def run(
+    side: str, seed: int, set_name: str, steps: int, every: int, warm_model: Path, options: dict[str, Any]
+) -> dict[str, Any]:
     """One training; its curve."""
     import datasets
     import quickstart
@@ -71,9 +87,9 @@ def run(side: str, seed: int, steps: int, every: int, warm_model: Path, options:
     splits = make_splits(seed)
     if not warm_model.exists():
         quickstart.warm_up(warm_model, splits, seed)
-    known = {row["prompt"] for rows in (splits.warm_up, splits.validation, splits.held_out) for row in rows}
-    rng = random.Random(f"curriculum-{seed}")
-    practice, mixed = mixed_problems(rng, 1500, known), mixed_problems(rng, 400, known)
+    known = {row["prompt"] for rows in (splits.validation, splits.held_out) for row in rows}
+    mixed = mixed_practice(random.Random(f"curriculum-{seed}"), len(splits.practice), known)
+    practice = {"mixed": mixed, "quickstart": splits.practice}[set_name]
     tokenizer = AutoTokenizer.from_pretrained(warm_model)
     curve: list[dict[str, float]] = []
 
@@ -116,12 +132,12 @@ def run(side: str, seed: int, steps: int, every: int, warm_model: Path, options:
         for entry in trainer.state.log_history
         if "reward" in entry
     ]
-    after = {digits: [row for row in mixed if row["prompt"].index("+") == digits] for digits in DIGITS}
+    by_digits = {digits: [row for row in splits.held_out if row["prompt"].index("+") == digits] for digits in (2, 3)}
     return {
         "side": side,
         "seed": seed,
         "curve": curve,
-        "mixed": {str(digits): solved(trainer.model, rows) for digits, rows in after.items()},
+        "by_digits": {str(digits): solved(trainer.model, rows) for digits, rows in by_digits.items()},
         "silent_groups": mean(entry["frac_reward_zero_std"] for entry in logs),
         "tokens_per_step": mean(entry["tokens/packed"] for entry in logs),
         "logs": logs,
@@ -145,7 +161,7 @@ def report(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Print the tables; what they say, as numbers."""
     console = Console(width=110)
     by_side = {side: [r for r in runs if r["side"] == side] for side in SIDES}
-    summary: dict[str, Any] = {"rollouts_to": {}, "accuracy_at": {}, "silent_groups": {}, "mixed": {}}
+    summary: dict[str, Any] = {"rollouts_to": {}, "accuracy_at": {}, "silent_groups": {}, "by_digits": {}}
     table = Table(title="rollouts until held-out accuracy stays at the level")
     for heading in ("level", *by_side, "by seed: " + ", ".join(by_side)):
         table.add_column(heading, justify="right")
@@ -174,8 +190,8 @@ def report(runs: list[dict[str, Any]]) -> dict[str, Any]:
     console.print(table)
     for side, own in by_side.items():
         summary["silent_groups"][side] = [r["silent_groups"] for r in own]
-        summary["mixed"][side] = {digits: [r["mixed"][digits] for r in own] for digits in map(str, DIGITS)}
-        by_digits = ", ".join(f"{digits}: {mean(values):.0%}" for digits, values in summary["mixed"][side].items())
+        summary["by_digits"][side] = {digits: [r["by_digits"][digits] for r in own] for digits in ("2", "3")}
+        by_digits = ", ".join(f"{digits}: {mean(values):.0%}" for digits, values in summary["by_digits"][side].items())
         silent, tokens = mean(summary["silent_groups"][side]), mean(r["tokens_per_step"] for r in own)
         console.print(
             f"{side}: {silent:.0%} of groups without a signal, {tokens:,.0f} tokens trained on a step; accuracy at the "
@@ -188,6 +204,7 @@ def main() -> None:
     """Run, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--practice", choices=("mixed", "quickstart"), default="mixed")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--every", type=int, default=10, help="steps from one evaluation to the next")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
@@ -197,7 +214,7 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="only print the results on disk")
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)  # a run in a process of its own: where to write it
     arguments = parser.parse_args()
-    file = arguments.results / "curriculum.json"
+    file = arguments.results / ("curriculum.json" if arguments.practice == "mixed" else "curriculum_quickstart.json")
     if arguments.report:
         report(json.loads(file.read_text())["runs"])
         return
@@ -205,7 +222,7 @@ def main() -> None:
         (side,), (seed,) = arguments.sides, arguments.seeds
         options = arguments.options if side == "curriculum" else {}
         warm_model = arguments.warm_models / f"warm_{seed}"
-        result = run(side, seed, arguments.steps, arguments.every, warm_model, options)
+        result = run(side, seed, arguments.practice, arguments.steps, arguments.every, warm_model, options)
         arguments.one.write_text(json.dumps(result))
         return
     runs: list[dict[str, Any]] = []
@@ -214,7 +231,14 @@ def main() -> None:
             for side in arguments.sides:
                 written = Path(folder) / f"{side}_{seed}.json"
                 command = [sys.executable, __file__, "--one", str(written), "--sides", side, "--seeds", str(seed)]
-                command += ["--steps", str(arguments.steps), "--every", str(arguments.every)]
+                command += [
+                    "--practice",
+                    arguments.practice,
+                    "--steps",
+                    str(arguments.steps),
+                    "--every",
+                    str(arguments.every),
+                ]
                 command += ["--warm-models", str(arguments.warm_models or folder)]
                 command += ["--options", json.dumps(arguments.options)]
                 environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(HERE.parent)}
@@ -222,7 +246,12 @@ def main() -> None:
                 runs.append(json.loads(written.read_text()))
     summary = report(runs) if set(arguments.sides) == set(SIDES) else {}
     arguments.results.mkdir(parents=True, exist_ok=True)
-    settings = {"steps": arguments.steps, "every": arguments.every, "options": arguments.options}
+    settings = {
+        "practice": arguments.practice,
+        "steps": arguments.steps,
+        "every": arguments.every,
+        "options": arguments.options,
+    }
     machine = {"machine": platform.platform(), "cores": os.cpu_count()}
     file.write_text(json.dumps({**machine, **settings, "summary": summary, "runs": runs}, indent=2) + "\n")
 

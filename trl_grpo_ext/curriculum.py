@@ -20,11 +20,10 @@ from accelerate.utils import gather_object
 from datasets import Dataset, IterableDataset
 
 from .config import GRPOConfig
-from .data import PassRateCurriculum
+from .data import PASS, PassRateCurriculum
 from .metrics import MetricLog
 from .scored import Scored
 
-PASS = 1.0  # a completion passes whose reward is at least that
 _DEFAULT_REWARD = "accuracy_reward"
 
 

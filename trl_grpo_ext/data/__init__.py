@@ -1,12 +1,13 @@
 """rows -> prompts: templates, checks, and the order that keeps groups together."""
 
-from .curriculum import PassRateCurriculum
+from .curriculum import PASS, PassRateCurriculum
 from .feed import GenerationFeed, Take
 from .order import EpochOrder, GroupOrder, repeat_stream
 from .prompt_file import read_prompts
 from .prompts import EncodedPrompt, Prompt, PromptEncoder, batched, check_columns, check_prompts
 
 __all__ = [
+    "PASS",
     "EncodedPrompt",
     "EpochOrder",
     "GenerationFeed",

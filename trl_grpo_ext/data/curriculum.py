@@ -18,6 +18,8 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
 
+PASS = 1.0  # a completion passes whose reward is at least that
+
 _STATE = ("passes", "fails", "rollouts", "generations")
 
 
