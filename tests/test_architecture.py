@@ -18,6 +18,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 RECIPES = sorted((ROOT / "recipes").rglob("*.py"))
 
 PUBLIC = {
+    "Evaluation",
     "GRPOConfig",
     "GRPOTrainer",
     "GroupSampler",
@@ -26,6 +27,7 @@ PUBLIC = {
     "__version__",
     "accuracy_reward",
     "base_fingerprint",
+    "evaluate_policy",
     "think_answer_format_reward",
 }
 # Each can be used, tested and read alone: it takes plain arguments, and knows neither the others nor who calls it.

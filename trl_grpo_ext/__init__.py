@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .config import GRPOConfig
+    from .evaluation import Evaluation, evaluate_policy
     from .policy import base_fingerprint
     from .rewards import RewardError, accuracy_reward, think_answer_format_reward
     from .rollout import GroupSampler, Rollouts
@@ -14,6 +15,7 @@ __version__ = "0.1.0"
 
 # Imported on first use, so that a reward's worker process starts without torch, and `--help` in no time
 _MODULE_OF = {
+    "Evaluation": "evaluation",
     "GRPOConfig": "config",
     "GRPOTrainer": "trainer",
     "GroupSampler": "rollout",
@@ -21,10 +23,12 @@ _MODULE_OF = {
     "Rollouts": "rollout",
     "accuracy_reward": "rewards",
     "base_fingerprint": "policy",
+    "evaluate_policy": "evaluation",
     "think_answer_format_reward": "rewards",
 }
 
 __all__ = [
+    "Evaluation",
     "GRPOConfig",
     "GRPOTrainer",
     "GroupSampler",
@@ -33,6 +37,7 @@ __all__ = [
     "__version__",
     "accuracy_reward",
     "base_fingerprint",
+    "evaluate_policy",
     "think_answer_format_reward",
 ]
 

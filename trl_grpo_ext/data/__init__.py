@@ -3,11 +3,12 @@
 from .curriculum import PASS, PassRateCurriculum
 from .feed import GenerationFeed, Take
 from .order import EpochOrder, GroupOrder, repeat_stream
-from .prompt_file import read_prompts
-from .prompts import EncodedPrompt, Prompt, PromptEncoder, batched, check_columns, check_prompts
+from .prompt_file import numbered_prompts, read_prompts
+from .prompts import EmptyPrompt, EncodedPrompt, Prompt, PromptEncoder, batched, check_columns, check_prompts
 
 __all__ = [
     "PASS",
+    "EmptyPrompt",
     "EncodedPrompt",
     "EpochOrder",
     "GenerationFeed",
@@ -19,6 +20,7 @@ __all__ = [
     "batched",
     "check_columns",
     "check_prompts",
+    "numbered_prompts",
     "read_prompts",
     "repeat_stream",
 ]
