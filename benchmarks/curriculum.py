@@ -10,9 +10,8 @@ solved greedily every `--every` steps. The quickstart's practice set is drawn li
 is as mixed as one that nobody has looked through (the warm-up may have shown some of it):
 
     50 %  two digits, no carry         soon solved
-    20 %  two digits, with a carry
-    20 %  three digits                 hardly ever solved at the start
-    10 %  two digits, with a carry, and a gold answer that is wrong: never solved
+    25 %  two digits, with a carry
+    25 %  three digits                 hardly ever solved at the start
 
 Both sides get the same set, model, adapter, settings and number of rollouts, 128 a step. `--practice quickstart` takes
 the quickstart's own set instead (`results/curriculum_quickstart.json`).
@@ -43,7 +42,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "recipes"))
 
 SIDES = {"uniform": {}, "curriculum": {"curriculum": "pass_rate"}}
-SHARES = {"easy": 0.5, "carry": 0.2, "long": 0.2, "wrong": 0.1}
+SHARES = {"easy": 0.5, "carry": 0.25, "long": 0.25}
 LEVELS = (0.6, 0.7, 0.8)
 ROLLOUTS_PER_STEP = 128
 
@@ -64,8 +63,7 @@ def mixed_practice(rng: random.Random, size: int, taken: set[str]) -> list[dict[
             if taken & {f"{a}+{b}=", f"{b}+{a}="} or (digits == 2 and carries(a, b) == (kind == "easy")):
                 continue
             taken.add(f"{a}+{b}=")
-            off = rng.choice((-20, -10, -2, -1, 1, 2, 10, 20)) if kind == "wrong" else 0
-            rows.append({"prompt": f"{a}+{b}=", "solution": str(a + b + off), "kind": kind})
+            rows.append({"prompt": f"{a}+{b}=", "solution": str(a + b), "kind": kind})
     return rows
 
 
@@ -205,7 +203,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--practice", choices=("mixed", "quickstart"), default="mixed")
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=250)
     parser.add_argument("--every", type=int, default=10, help="steps from one evaluation to the next")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--warm-models", type=Path, help="folder of warm_<seed>; made and kept where missing")

@@ -79,7 +79,7 @@ def test_floor_of_one_is_uniform() -> None:
 
 
 def test_what_was_forgotten_is_looked_at_again() -> None:
-    """Never a pass of 8: after 300 generations without a look, the evidence at 0.99 is 8 * 0.049, and a draw may win."""
+    """Never a pass of 8: 300 generations later, the evidence at 0.99 is 8 * 0.049, and a draw may win."""
     curriculum = PassRateCurriculum(2, floor=0.0, decay=0.99)
     curriculum.observe([0], [0], [8])
     before = choices(curriculum, 1, 1000)[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from .main import OK, CheckFailed
 from .model_options import ModelOptions, check_writable
@@ -31,9 +31,7 @@ class DifficultyPrompts:
     )
     dataset_split: str = field(default="train", metadata={"help": "split to measure"})
     dataset_config: str | None = field(default=None, metadata={"help": "configuration of a dataset on the Hub"})
-    problem_column: str | None = field(
-        default=None, metadata={"help": "column of the problem, in a source of your own"}
-    )
+    problem_column: str | None = field(default=None, metadata={"help": "column of the problem, in a file of your own"})
     answer_column: str | None = field(default=None, metadata={"help": "column of its gold answer"})
     answer: str | None = field(
         default=None, metadata={"help": "how gold answers are written: gsm8k (after ####), boxed, number, text"}
@@ -97,7 +95,7 @@ def run(argv: Sequence[str]) -> int:
     output, filtered = _files(to)
 
     from ..difficulty import Measurement, in_band, measure_pass_rates, write
-    from ..rewards import Limits, load_rewards
+    from ..rewards import Limits, RewardError, load_rewards
     from ..rollout import SamplingParams
 
     params = SamplingParams(how.max_new_tokens, how.temperature, how.top_p, how.top_k)
@@ -106,18 +104,17 @@ def run(argv: Sequence[str]) -> int:
     if who.which == "base":
         who.adapter = None
     policy = who.load()
-    rows = measure_pass_rates(
-        policy,
-        _prompts(what, policy.tokenizer),
-        measurement,
-        reward=reward,
-        partial=_partial(output),
-        limits=Limits(workers=how.reward_workers),
-    )
+    prompts, partial = _prompts(what, policy.tokenizer), output.with_name(f"{output.name}.partial")
+    limits = Limits(workers=how.reward_workers)
+    try:
+        rows = measure_pass_rates(policy, prompts, measurement, reward=reward, partial=partial, limits=limits)
+    except (KeyboardInterrupt, RewardError) as stop:
+        why = "interrupted" if isinstance(stop, KeyboardInterrupt) else str(stop)
+        raise CheckFailed(f"{why}; rows that were done are in {partial}, and the same command goes on there") from stop
     write(rows, output)
-    _partial(output).unlink()
+    partial.unlink()
     kept = None if filtered is None else in_band(rows, to.min_pass_rate, to.max_pass_rate)
-    _show(rows, output)
+    _show(rows, how.samples, output)
     if kept is not None and filtered is not None:
         band = f"[{to.min_pass_rate:g}, {to.max_pass_rate:g}]"
         if not len(kept):
@@ -125,10 +122,6 @@ def run(argv: Sequence[str]) -> int:
         write(kept, filtered)
         print(f"{len(kept)} of {len(rows)} prompts have a pass rate in {band}: {filtered}")
     return OK
-
-
-def _partial(output: Path) -> Path:
-    return output.with_name(f"{output.name}.partial")
 
 
 def _files(to: DifficultyOutput) -> tuple[Path, Path | None]:
@@ -187,25 +180,22 @@ def _prompts(what: DifficultyPrompts, tokenizer: Any) -> Dataset:
     return rows
 
 
-def _show(rows: Dataset, output: Path) -> None:
+def _show(rows: Dataset, samples: int, output: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
     from ..difficulty import histogram
 
     rates = rows["pass_rate"][:]
-    table = Table(title=f"{len(rates)} prompts by pass rate")
-    for heading, side in (("pass rate", "right"), ("prompts", "right"), ("", "left")):
-        table.add_column(heading, justify=_justified(side))
+    table = Table("pass rate", "prompts", "", title=f"{len(rates)} prompts by pass rate")
     bars = histogram(rates)
     most = max(count for _, count in bars)
     for label, count in bars:
         table.add_row(label, str(count), "█" * round(40 * count / most))
     Console().print(table)
+    without = samples * len(rows) - sum(rows["samples"][:])
+    if without:
+        print(f"{without} of {samples * len(rows)} completions were not judged: the reward gave no number")
     judged = [rate for rate in rates if rate is not None]
     passed = f"mean pass rate {sum(judged) / len(judged):.1%}; " if judged else ""
     print(f"{passed}{sum(0 < rate < 1 for rate in judged)} prompts have both kinds of completions: {output}")
-
-
-def _justified(side: str) -> Literal["left", "right"]:
-    return "left" if side == "left" else "right"
