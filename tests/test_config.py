@@ -21,7 +21,7 @@ from trl_grpo_ext.config_rules import CHOICES, REFUSED, RULES
 
 OWN_FIELDS = {"kl_estimator", "kl_in_reward", "attention_packing", "advantage_estimator", "num_generations_max"} | {
     "dynamic_sampling", "dynamic_sampling_max_rounds", "rollout_dequantize", "reference_rounds",
-    "adapter_name_or_path", "adapter_revision",
+    "adapter_name_or_path", "adapter_revision", "eval_pass_at_k", "eval_pass_at_k_reward",
     "curriculum", "curriculum_reward", "curriculum_floor", "curriculum_decay",
     *(f"reward_{name}" for name in ("timeout", "memory_mb", "workers", "concurrency", "max_failure_rate")),
 }  # fmt: skip
@@ -360,6 +360,33 @@ def test_generation_batch_holds_whole_groups(
 def test_only_one_of_the_generation_sizes_may_be_set(make: Callable[..., GRPOConfig]) -> None:
     (problem,) = problems_of(make, generation_batch_size=16, steps_per_generation=2)
     assert problem.startswith("generation_batch_size=16 and steps_per_generation=2 must not both be set")
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"eval_pass_at_k": []}, "eval_pass_at_k=[] must be a list of different integers"),
+        ({"eval_pass_at_k": [1, 1]}, "eval_pass_at_k=[1, 1] must be a list of different integers"),
+        ({"eval_pass_at_k": [0, 2]}, "eval_pass_at_k=[0, 2] must be a list of different integers of at least 1"),
+        ({"eval_pass_at_k": 4}, "eval_pass_at_k=4 must be a list"),
+        ({"eval_pass_at_k": [1, 9]}, "eval_pass_at_k=[1, 9] must be at most 8, the completions per prompt"),
+        ({"eval_pass_at_k": [1, 3], "num_generations_eval": 2}, "Set num_generations_eval=3, or lower k."),
+        ({"eval_pass_at_k": [1], "eval_pass_at_k_reward": ""}, "eval_pass_at_k_reward='' must be the name"),
+        ({"eval_pass_at_k_reward": "accuracy_reward"}, "has an effect only with eval_pass_at_k"),
+        ({"metric_for_best_model": "pass@4"}, "eval_pass_at_k=None does not ask for it. Add 4 to eval_pass_at_k."),
+        ({"metric_for_best_model": "eval_hard_pass@4", "eval_pass_at_k": [1, 8]}, "Add 4 to eval_pass_at_k."),
+    ],
+)
+def test_pass_at_k_of_an_evaluation(make: Callable[..., GRPOConfig], settings: dict[str, Any], problem: str) -> None:
+    [found] = problems_of(make, **settings)
+    assert problem in found
+
+
+def test_pass_at_k_from_the_command_line(tmp_path: Any) -> None:
+    [args] = HfArgumentParser(GRPOConfig).parse_args_into_dataclasses(
+        ["--output_dir", str(tmp_path), "--eval_pass_at_k", "1", "4", "--metric_for_best_model", "pass@4"]
+    )
+    assert args.eval_pass_at_k == [1, 4] and args.greater_is_better
 
 
 def test_eval_batch_holds_whole_groups(make: Callable[..., GRPOConfig]) -> None:

@@ -82,6 +82,7 @@ def make_trainer(model: str, output: str, case: str, batch: int) -> GRPOTrainer:
             "num_generations": 3,
             "max_completion_length": 7,
             "max_steps": 2,
+            "eval_pass_at_k": [1, 2],
         }
         | CASES[case]
     )
