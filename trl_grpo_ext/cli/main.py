@@ -14,6 +14,7 @@ from importlib import import_module
 from .. import __version__
 
 COMMANDS = {
+    "difficulty": "measure how often a model solves each prompt, and filter prompts by it",
     "eval": "pass@k of base and adapter on held-out prompts, with intervals and a paired test",
     "merge": "merge an adapter into its base's original weights, and check the result",
     "push": "upload what a run has left on disk to the Hub",

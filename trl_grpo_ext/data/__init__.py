@@ -1,5 +1,6 @@
 """rows -> prompts: templates, checks, and the order that keeps groups together."""
 
+from .curriculum import PASS, PassRateCurriculum
 from .feed import GenerationFeed, Take
 from .load import load_prompts
 from .order import EpochOrder, GroupOrder, repeat_stream
@@ -8,12 +9,14 @@ from .prompts import EmptyPrompt, EncodedPrompt, Prompt, PromptEncoder, batched,
 from .report import DroppedPrompt, PromptReport, SourceReport
 
 __all__ = [
+    "PASS",
     "DroppedPrompt",
     "EmptyPrompt",
     "EncodedPrompt",
     "EpochOrder",
     "GenerationFeed",
     "GroupOrder",
+    "PassRateCurriculum",
     "Prompt",
     "PromptEncoder",
     "PromptReport",
