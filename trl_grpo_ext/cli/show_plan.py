@@ -84,7 +84,7 @@ def _rewards(plan: RunPlan) -> Table:
 
 
 def _memory(memory: MemoryEstimate) -> Table:
-    table = Table(title="Memory, estimated (docs/command-line.md has the formula)", title_justify="left")
+    table = Table(title="Memory (an estimate)", title_justify="left")
     table.add_column("what")
     table.add_column("size", justify="right")
     for name, size in (

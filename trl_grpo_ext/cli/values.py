@@ -94,7 +94,8 @@ def with_numbers(value: Any) -> Any:
 def reader(shape: Shape) -> Callable[[str], Any]:
     """`type=` of an option with such a shape: JSON where the text begins like it, else the text itself."""
     # A list is read item by item, where each word is one; or as JSON, whole
-    whole = Shape(shape.none, True, shape.mapping or shape.list_of_mappings, shape.list, shape.list_of_mappings)
+    mapping, single = shape.mapping or shape.list_of_mappings, shape.single or shape.list
+    whole = Shape(shape.none, single, mapping, shape.list, shape.list_of_mappings)
 
     def read(text: str) -> Any:
         if not text.lstrip().startswith(("{", "[")):
