@@ -285,7 +285,7 @@ def test_weights_are_given_once() -> None:
     ("text", "message"),
     [
         ("learnin_rate: 1.0", "unknown option 'learnin_rate': did you mean learning_rate?"),
-        ("lora_rank: 4", "unknown option 'lora_rank': did you mean lora_r?"),
+        ("lora_alhpa: 4", "unknown option 'lora_alhpa': did you mean lora_alpha?"),
         ("max_steps: many", "argument --max_steps/--max-steps: invalid int value: 'many'"),
         ("columns: question", "columns: 'question' must be a mapping"),
         ("few_shot: 3\nlora: [4]", "lora: [4] must be a mapping, not a list"),
@@ -355,11 +355,18 @@ def test_quantization_by_name_and_by_settings(tmp_path: Path) -> None:
 
 # --- runs ---
 
+# Rarely the same for two completions
+JUDGE = """
+def first_bytes(completion_ids, most=5, **columns):
+    return [sum(ids[:3]) % most / most for ids in completion_ids]
+"""
+
 
 @pytest.fixture(scope="module")
 def trained(model: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two steps from a YAML file, on NF4, evaluated before and after."""
     folder = tmp_path_factory.mktemp("run")
+    (folder / "judge.py").write_text(JUDGE)
     recipe = {
         "model": str(model),
         "dataset": str(rows),
@@ -367,7 +374,7 @@ def trained(model: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -
         "answer": "gsm8k",
         "eval_dataset": str(rows),
         "eval_take": 4,
-        "rewards": [{"name": "length", "weight": 0.5, "max_chars": 3}, "accuracy"],
+        "rewards": [{"name": f"{folder}/judge.py:first_bytes", "weight": 0.5, "most": 7}, "accuracy"],
         "quantize": "nf4",
         "lora": {"r": 3, "lora_alpha": 6},
         "output_dir": str(folder / "out"),
@@ -402,7 +409,7 @@ def test_a_run_leaves_an_adapter_that_loads(trained: Path, model: Path) -> None:
     assert state["global_step"] == 2  # the command line's, not the file's 9
     evaluated = [entry["step"] for entry in state["log_history"] if "eval_reward" in entry]
     assert evaluated == [0, 2]
-    assert "eval_rewards/length_reward/mean" in state["log_history"][0]
+    assert "eval_rewards/first_bytes/mean" in state["log_history"][0]
 
 
 def test_its_record_makes_the_run_again(
@@ -410,9 +417,12 @@ def test_its_record_makes_the_run_again(
 ) -> None:
     record = load_run_config(trained / "training_config.yaml")
     assert str(model.parent) not in (trained / "training_config.yaml").read_text()
-    assert record["recipe"]["rewards"] == [{"name": "length", "weight": 0.5, "max_chars": 3}, "accuracy"]
+    rewards = [{"name": "judge.py:first_bytes", "weight": 0.5, "most": 7}, "accuracy"]
+    assert record["recipe"]["rewards"] == rewards
     assert (record["recipe"]["model"], record["recipe"]["dataset"]) == (model.name, rows.name)  # without their folders
     again = ["--model", str(model), "--dataset", str(rows), "--eval-dataset", str(rows)]
+    rewards[0]["name"] = f"{trained.parent}/judge.py:first_bytes"
+    again += ["--rewards", json.dumps(rewards)]
     again += ["--output-dir", str(tmp_path / "again"), "--disable-tqdm", "true"]
     assert main(["train", "--config", str(trained / "training_config.yaml"), *again]) == 0
     first, second = ((folder / "adapter_model.safetensors").read_bytes() for folder in (trained, tmp_path / "again"))

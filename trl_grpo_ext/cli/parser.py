@@ -105,7 +105,8 @@ class CommandParser(TrlParser):
         try:
             *groups, unknown = self.parse_args_and_config(arguments, return_remaining_strings=True)
         except (OSError, ValueError, TypeError, yaml.YAMLError) as error:  # TypeError: keys that are no text
-            self.error(str(error))
+            known = not self._file or self._file in str(error)
+            self.error(str(error) if known else f"{self._file}: {error}")
         if unknown:
             self._refuse(unknown[0])
         return tuple(groups)
