@@ -167,9 +167,7 @@ def quantized_bytes(weight: torch.Tensor, quantization: BitsAndBytesConfig) -> i
     return math.ceil(count / 2) + scales + 4 * math.ceil(scales / _SCALES_BLOCK)
 
 
-def _frozen_bytes(
-    model: nn.Module, base: PreTrainedModel, quantization: BitsAndBytesConfig | None
-) -> Iterator[int]:
+def _frozen_bytes(model: nn.Module, base: PreTrainedModel, quantization: BitsAndBytesConfig | None) -> Iterator[int]:
     quantized = {id(weight) for weight in _quantized_weights(base, quantization)}
     for parameter in model.parameters():
         if not parameter.requires_grad:

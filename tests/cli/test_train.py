@@ -47,9 +47,7 @@ def tokenizer(tiny_tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.
 
 
 @pytest.fixture(scope="module")
-def model(
-    make_model: Callable[..., PreTrainedModel], tokenizer: Any, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def model(make_model: Callable[..., PreTrainedModel], tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny random Qwen2 and its tokenizer."""
     folder = tmp_path_factory.mktemp("models") / "tiny"
     make_model("qwen2", max_position_embeddings=4096).save_pretrained(folder)
@@ -63,7 +61,10 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("data") / "rows.jsonl"
     names = "Ada Bo Cy Dee Eve Flo Gus".split()
     lines = [
-        {"question": f"{names[i % 7]} has {i} figs and finds {i + 3}. How many?", "answer": f"{i}+{i + 3}\n#### {2 * i + 3}"}
+        {
+            "question": f"{names[i % 7]} has {i} figs and finds {i + 3}. How many?",
+            "answer": f"{i}+{i + 3}\n#### {2 * i + 3}",
+        }
         for i in range(21)
     ]
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -195,7 +196,14 @@ def test_help_has_our_options_first_and_every_field_once(capsys: pytest.CaptureF
     with pytest.raises(SystemExit):
         make_parser().parse_args(["--help"])
     titles = [line for line in capsys.readouterr().out.splitlines() if line.endswith(":") and not line.startswith(" ")]
-    assert titles[1:7] == ["model:", "adapter:", "prompts:", "rewards:", "dry run:", "run (transformers.TrainingArguments):"]
+    assert titles[1:7] == [
+        "model:",
+        "adapter:",
+        "prompts:",
+        "rewards:",
+        "dry run:",
+        "run (transformers.TrainingArguments):",
+    ]
     assert titles[-1] == "everything else (transformers.TrainingArguments):"
     named = [name for names in config_sections().values() for name in names]
     assert sorted(named) == sorted(f.name for f in GRPOConfig.__dataclass_fields__.values() if f.init)

@@ -19,7 +19,7 @@ class Nested:
     columns: dict[str, str] | None = field(default=None, metadata={"help": "a mapping"})
     source: dict[str, float] | list[str] | str | None = field(default=None, metadata={"help": "any of three"})
     rewards: list[dict[str, Any] | str] | None = field(default=None, metadata={"help": "mappings or names"})
-    report_to: None | str | list[str] = field(default=None, metadata={"help": "one or more"})
+    report_to: str | list[str] | None = field(default=None, metadata={"help": "one or more"})
     rate: float = field(default=0.5, metadata={"help": "a number"})
 
 

@@ -70,7 +70,7 @@ class CommandParser(TrlParser):
                 if self._shapes[name].structured:
                     self._add_structured(group, known[name])
                 else:
-                    self._parse_dataclass_field(group, known[name])
+                    self._parse_dataclass_field(group, known[name])  # type: ignore[arg-type]  # has add_argument too
 
     def _add_structured(self, group: argparse._ArgumentGroup, f: Field[Any]) -> None:
         """An option that may hold a mapping, for which TRL's parser has no type."""

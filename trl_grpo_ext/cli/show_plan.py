@@ -119,7 +119,9 @@ def _steps(plan: RunPlan) -> Table:
         table.add_row("completions", f"{steps.completions:,.0f}")
     for name, rows in plan.eval_rows.items():
         count = "a stream" if rows is None else f"{rows:,} prompts"
-        table.add_row(f"held out: {name}", f"{count}, {args.num_generations_eval or args.num_generations} completions each")
+        table.add_row(
+            f"held out: {name}", f"{count}, {args.num_generations_eval or args.num_generations} completions each"
+        )
     return table
 
 

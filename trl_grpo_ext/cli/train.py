@@ -49,8 +49,8 @@ _SECTIONS = {
 }
 _EVERYDAY = (
     "output_dir max_steps num_train_epochs per_device_train_batch_size gradient_accumulation_steps "
-    "gradient_checkpointing lr_scheduler_type warmup_steps weight_decay max_grad_norm optim seed logging_steps report_to "
-    "run_name save_strategy save_steps save_total_limit resume_from_checkpoint eval_strategy eval_steps eval_on_start "
+    "gradient_checkpointing lr_scheduler_type warmup_steps weight_decay max_grad_norm optim seed logging_steps "
+    "report_to run_name save_strategy save_steps save_total_limit resume_from_checkpoint eval_strategy eval_steps eval_on_start "
     "per_device_eval_batch_size load_best_model_at_end metric_for_best_model push_to_hub hub_model_id use_cpu"
 ).split()
 
@@ -92,7 +92,7 @@ def run(argv: Sequence[str]) -> int:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # advice about 4-bit kernels
     *groups, args = make_parser().read(argv)
     with _as_refusals():
-        inputs = _resolve(*groups, args)
+        inputs = _resolve(groups, args)
     how: TrainRun = groups[-1]
     if how.dry_run:
         _show(inputs, how.dry_run_prompts)
@@ -120,13 +120,16 @@ class _Inputs:
     weights: list[float]
 
 
-def _resolve(
-    who: TrainModel, adapter: TrainAdapter, prompts: TrainPrompts, rewards: TrainRewards, how: TrainRun, args: GRPOConfig
-) -> _Inputs:
+def _resolve(groups: Sequence[Any], args: GRPOConfig) -> _Inputs:
     """Everything but the weights; what is cheap to refuse comes first."""
     from ..adapter_source import read_base_config
     from ..rewards import load_rewards
 
+    who: TrainModel
+    adapter: TrainAdapter
+    prompts: TrainPrompts
+    rewards: TrainRewards
+    who, adapter, prompts, rewards, _ = groups
     has_adapter = args.adapter_name_or_path is not None
     peft_config = peft_config_of(adapter, has_adapter)
     quantization = quantization_of(who, args)
@@ -165,7 +168,9 @@ def _base(who: TrainModel, args: GRPOConfig) -> tuple[str, str | None]:
         init_kwargs = args.model_init_kwargs if isinstance(args.model_init_kwargs, dict) else {}
         return who.model, init_kwargs.get("revision")
     if args.adapter_name_or_path is None:
-        raise ValueError("model is missing: say what is trained, --model FOLDER or a Hub id, or model: in the YAML file")
+        raise ValueError(
+            "model is missing: say what is trained, --model FOLDER or a Hub id, or model: in the YAML file"
+        )
     from ..policy import adapter_base
 
     return adapter_base(args.adapter_name_or_path, args.adapter_revision)
@@ -180,9 +185,7 @@ def _tokenizer(model: str, revision: str | None, args: GRPOConfig) -> PreTrained
 
     source = tokenizer_source(args.adapter_name_or_path, args.adapter_revision) or (model, revision)
     try:
-        found = AutoTokenizer.from_pretrained(
-            source[0], revision=source[1], trust_remote_code=args.trust_remote_code
-        )
+        found = AutoTokenizer.from_pretrained(source[0], revision=source[1], trust_remote_code=args.trust_remote_code)
     except LOAD_ERRORS as error:
         raise ValueError(f"model={source[0]!r} has no tokenizer that can be loaded: {first_line(error)}") from error
     assert isinstance(found, PreTrainedTokenizerBase)

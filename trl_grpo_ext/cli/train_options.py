@@ -22,7 +22,9 @@ class TrainModel:
     )
     quantize: dict[str, Any] | str | None = field(
         default=None,
-        metadata={"help": "nf4, fp4 or int8: quantize the base while loading it; or bitsandbytes' settings as a mapping"},
+        metadata={
+            "help": "nf4, fp4 or int8: quantize the base while loading it; or bitsandbytes' settings as a mapping"
+        },
     )
 
 
@@ -73,7 +75,8 @@ class TrainPrompts:
         default=None, metadata={"help": "how gold answers are written: gsm8k (after ####), boxed, number, text"}
     )
     template: str = field(
-        default="r1", metadata={"help": "r1, r1-zero, qwen-boxed, plain, Jinja text, or a .jinja file", "metavar": "NAME"}
+        default="r1",
+        metadata={"help": "r1, r1-zero, qwen-boxed, plain, Jinja text, or a .jinja file", "metavar": "NAME"},
     )
     system_prompt: str | None = field(default=None, metadata={"help": "instead of the template's", "metavar": "TEXT"})
     few_shot: list[dict[str, str]] | str | None = field(
@@ -136,5 +139,3 @@ class TrainRun:
         default=False, metadata={"help": "show prompts, lengths, rewards, memory and steps; load no weights"}
     )
     dry_run_prompts: int = field(default=2, metadata={"help": "prompts to show"})
-
-
