@@ -28,7 +28,6 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-# ruff: noqa: E402
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before the libraries are imported, which read it once
 
 import datasets

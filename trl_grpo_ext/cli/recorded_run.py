@@ -34,8 +34,8 @@ def options_of_record(config: dict[str, Any]) -> dict[str, Any]:
     """What `training_config.yaml` says, as the options of `trl-grpo train`; any other mapping as it is.
 
     A run of `trl-grpo train` has its options in it. Of a run that was made in Python, it has what the trainer was
-    given: base, adapter, fields of the config, the names of rewards, and which dataset it was, if that has an id on the Hub.
-    What cannot be told from it is warned of, and missed later on unless another option says it.
+    given: base, adapter, fields of the config, the names of rewards, and which dataset it was, if that has an id on the
+    Hub. What cannot be told from it is warned of, and missed later on unless another option says it.
     """
     if not all(isinstance(config.get(section), dict) for section in ("model", "training")):
         return config

@@ -50,8 +50,9 @@ _SECTIONS = {
 _EVERYDAY = (
     "output_dir max_steps num_train_epochs per_device_train_batch_size gradient_accumulation_steps "
     "gradient_checkpointing lr_scheduler_type warmup_steps weight_decay max_grad_norm optim seed logging_steps "
-    "report_to run_name save_strategy save_steps save_total_limit resume_from_checkpoint eval_strategy eval_steps eval_on_start "
-    "per_device_eval_batch_size load_best_model_at_end metric_for_best_model push_to_hub hub_model_id use_cpu"
+    "report_to run_name save_strategy save_steps save_total_limit resume_from_checkpoint eval_strategy eval_steps "
+    "eval_on_start per_device_eval_batch_size load_best_model_at_end metric_for_best_model push_to_hub hub_model_id "
+    "use_cpu"
 ).split()
 
 
