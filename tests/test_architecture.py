@@ -21,11 +21,13 @@ PUBLIC = {
     "GRPOConfig",
     "GRPOTrainer",
     "GroupSampler",
+    "PromptReport",
     "RewardError",
     "Rollouts",
     "__version__",
     "accuracy_reward",
     "base_fingerprint",
+    "load_prompts",
     "think_answer_format_reward",
 }
 # Each can be used, tested and read alone: it takes plain arguments, and knows neither the others nor who calls it.

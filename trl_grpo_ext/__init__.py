@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .config import GRPOConfig
+    from .data import PromptReport, load_prompts
     from .policy import base_fingerprint
     from .rewards import RewardError, accuracy_reward, think_answer_format_reward
     from .rollout import GroupSampler, Rollouts
@@ -17,10 +18,12 @@ _MODULE_OF = {
     "GRPOConfig": "config",
     "GRPOTrainer": "trainer",
     "GroupSampler": "rollout",
+    "PromptReport": "data",
     "RewardError": "rewards",
     "Rollouts": "rollout",
     "accuracy_reward": "rewards",
     "base_fingerprint": "policy",
+    "load_prompts": "data",
     "think_answer_format_reward": "rewards",
 }
 
@@ -28,11 +31,13 @@ __all__ = [
     "GRPOConfig",
     "GRPOTrainer",
     "GroupSampler",
+    "PromptReport",
     "RewardError",
     "Rollouts",
     "__version__",
     "accuracy_reward",
     "base_fingerprint",
+    "load_prompts",
     "think_answer_format_reward",
 ]
 

@@ -1,0 +1,272 @@
+"""What `load_prompts` is to do with each source: its arguments checked, its rows opened, its columns found."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from datasets import Dataset, Features, IterableDataset, Value
+from transformers import PreTrainedTokenizerBase
+
+from .opening import declaration, open_rows
+from .overlap import Contamination
+from .report import PromptReport
+from .rows import Columns, Preparation, features_of, find_columns
+from .screens import DEDUPLICATE, PassRateBand, TokenLimit
+from .sources import Location, Source, locate
+from .steps import Screen, apply_screen, map_rows
+from .templates import Prompter, make_prompter
+
+STOPPING = ("first_exhausted", "all_exhausted", "all_exhausted_without_replacement")
+SHUFFLE_BUFFER = 10_000
+_CHOICE = ("shuffle", "skip", "take")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which rows are used: `skip` and `take` of them, after a shuffle."""
+
+    shuffle: bool = False
+    seed: int = 0
+    skip: int = 0
+    take: int | None = None
+
+    def of(self, rows: Any) -> Any:
+        """Those rows."""
+        if self.shuffle:
+            stream = {"buffer_size": SHUFFLE_BUFFER} if isinstance(rows, IterableDataset) else {}
+            rows = rows.shuffle(seed=self.seed, **stream)
+        if isinstance(rows, IterableDataset):
+            rows = rows.skip(self.skip) if self.skip else rows
+            return rows if self.take is None else rows.take(self.take)
+        if not self.skip and self.take is None:
+            return rows
+        end = len(rows) if self.take is None else min(len(rows), self.skip + self.take)
+        return rows.select(range(min(self.skip, len(rows)), end))
+
+
+@dataclass
+class SourcePlan:
+    """One source: where its rows are, and what is done with them before they are mixed."""
+
+    name: str
+    weight: float | None
+    declared: Source
+    rows: Dataset | IterableDataset
+    columns: Columns
+    prompter: Prompter
+    arguments: Mapping[str, Any]
+    deduplicate: str
+
+    def prepare(
+        self,
+        sources: Sequence[SourcePlan],
+        tokenizer: PreTrainedTokenizerBase | None,
+        chat_template_kwargs: Mapping[str, Any] | None,
+        report: PromptReport,
+    ) -> Any:
+        """The source's prompts, but for duplicates; with the columns of all `sources`."""
+        streaming = isinstance(self.rows, IterableDataset)
+        features = shared_features(sources)
+        preparation = Preparation(
+            self.name,
+            self.declared,
+            self.columns,
+            self.prompter,
+            tuple(features),
+            self.deduplicate,
+            report if streaming else None,
+        )
+        rows = map_rows(self.rows, preparation, preparation.key, Features(features), f"prompts of {self.name}")
+        report.of(self.name)
+        if not streaming:
+            report.of(self.name).read = len(rows)
+        for screen in self._screens(tokenizer, chat_template_kwargs):
+            rows = apply_screen(rows, screen, report)
+        choice = {key: self.arguments[key] for key in (*_CHOICE, "seed") if key in self.arguments}
+        return Choice(**choice).of(rows)
+
+    def _screens(
+        self, tokenizer: PreTrainedTokenizerBase | None, chat_template_kwargs: Mapping[str, Any] | None
+    ) -> list[Screen]:
+        screens: list[Screen] = []
+        if self.arguments["pass_rate"] is not None:
+            if all(key != "pass_rate" for key, _, _ in self.columns.extra):
+                raise ValueError(
+                    f"pass_rate: source={self.name!r} has no column 'pass_rate'. Measure it with `trl-grpo difficulty`"
+                    ", or name its column: columns={'pass_rate': ...}."
+                )
+            screens.append(PassRateBand(*self.arguments["pass_rate"]))
+        limit = self.arguments["max_prompt_tokens"]
+        if limit is not None:
+            if tokenizer is None:
+                raise ValueError(
+                    f"max_prompt_tokens={limit} needs a tokenizer to count with: tokenizer=AutoTokenizer."
+                    "from_pretrained(model)."
+                )
+            if self.prompter.conversational and tokenizer.chat_template is None:
+                raise ValueError(
+                    f"max_prompt_tokens={limit}: the tokenizer has no chat template, and template="
+                    f"{self.arguments['template']!r} makes conversations. Use an instruct model's, or 'r1-zero'."
+                )
+            screens.append(TokenLimit(limit, tokenizer, chat_template_kwargs))
+        if self.arguments["decontaminate"]:
+            screens.append(contamination_of(self.arguments))
+        return screens
+
+
+def check_arguments(
+    deduplicate: str, stopping_strategy: str, tokenizer: PreTrainedTokenizerBase | None, whole: Choice
+) -> None:
+    """Refuse what concerns no single source.
+
+    Raises:
+        ValueError: names the argument, its value and the rule.
+    """
+    for name, value, known in (
+        ("deduplicate", deduplicate, DEDUPLICATE),
+        ("stopping_strategy", stopping_strategy, STOPPING),
+    ):
+        if value not in known:
+            raise ValueError(f"{name}={value!r} must be one of {', '.join(known)}.")
+    _check_choice(whole.skip, whole.take, "")
+
+
+def plan_sources(
+    source: Any,
+    own: Mapping[str, Any],
+    overrides: Mapping[str, Mapping[str, Any]] | None,
+    streaming: bool,
+    deduplicate: str,
+) -> list[SourcePlan]:
+    """The sources, each with its arguments, its rows opened and its columns found.
+
+    Raises:
+        ValueError: there is none, one is unknown or given twice, or its arguments do not fit.
+    """
+    weights = _weights(source)
+    for name, arguments in (overrides or {}).items():
+        if name not in weights:
+            raise ValueError(
+                f"overrides has {name!r}, which is no source{_near(name, weights)}; they are {_all(weights)}."
+            )
+        for key in arguments:
+            if key not in (*own, *_CHOICE):
+                known = (*own, *_CHOICE)
+                raise ValueError(f"overrides[{name!r}] has {key!r}{_near(key, known)}; it may have {_all(known)}.")
+    located = {name: locate(name) for name in weights}  # all names, before anything is read
+    plans = [
+        _plan(where, weights[name], {**own, **(overrides or {}).get(name, {})}, streaming, deduplicate)
+        for name, where in located.items()
+    ]
+    forms = {plan.prompter.conversational for plan in plans}
+    if len(forms) > 1:
+        names = [(plan.name, plan.arguments["template"]) for plan in plans]
+        raise ValueError(
+            f"template: {names} make messages of some prompts and plain text of others, which cannot be one data set. "
+            "Give all sources templates of one form."
+        )
+    return plans
+
+
+def shared_features(sources: Sequence[SourcePlan]) -> dict[str, Any]:
+    """The columns of all sources, by name.
+
+    Raises:
+        ValueError: two sources keep different kinds of value under one name.
+    """
+    features: dict[str, Any] = {}
+    owner: dict[str, str] = {}
+    for plan in sources:
+        for name, feature in features_of(plan.columns, plan.prompter.conversational).items():
+            if features.setdefault(name, feature) != feature:
+                raise ValueError(
+                    f"the column {name!r} is {features[name]} in {owner[name]!r} and {feature} in {plan.name!r}: keep "
+                    "one of them under another name, with columns={'other_name': column} in overrides."
+                )
+            owner.setdefault(name, plan.name)
+    return features
+
+
+def contamination_of(arguments: Mapping[str, Any]) -> Contamination:
+    """The problems of the evaluation sources, read once."""
+    found = Contamination(arguments["decontaminate_ngram"], arguments["decontaminate_share"])
+    for name in arguments["decontaminate"]:
+        where = locate(name)
+        declared = declaration(where)
+        rows = open_rows(where, declared.evaluation_split, None, arguments["seed"], streaming=False)
+        columns = find_columns(name, declared, rows.features, None, None)
+        preparation = Preparation(name, declared, columns, make_prompter("plain"), ("problem",), "off", None)
+        features = Features({"problem": Value("string")})
+        found.add(name, map_rows(rows, preparation, preparation.key, features, f"problems of {name}")["problem"])
+    return found
+
+
+def _plan(
+    where: Location, weight: float | None, arguments: dict[str, Any], streaming: bool, deduplicate: str
+) -> SourcePlan:
+    _check_source_arguments(where.name, arguments)
+    prompter = make_prompter(arguments["template"], arguments["system_prompt"], arguments["few_shot"])
+    declared = declaration(where)
+    rows = open_rows(where, arguments["split"], arguments["config"], arguments["seed"], streaming)
+    features = rows.features
+    if features is None:  # a stream's are known once it is read
+        rows = rows._resolve_features()
+        features = rows.features
+    if not features:
+        raise ValueError(f"source={where.name!r} has no rows. Check the file, or the split {arguments['split']!r}.")
+    columns = find_columns(where.name, declared, features, arguments["columns"], arguments["answer"])
+    return SourcePlan(where.name, weight, declared, rows, columns, prompter, arguments, deduplicate)
+
+
+def _check_source_arguments(name: str, arguments: dict[str, Any]) -> None:
+    limit, ngram = arguments["max_prompt_tokens"], arguments["decontaminate_ngram"]
+    share, band = arguments["decontaminate_share"], arguments["pass_rate"]
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+        raise ValueError(f"max_prompt_tokens={limit!r} must be a whole number of at least 1, or None for no limit.")
+    if isinstance(ngram, bool) or not isinstance(ngram, int) or ngram < 1:
+        raise ValueError(f"decontaminate_ngram={ngram!r} must be a whole number of at least 1; usual are 8 to 13.")
+    if not isinstance(share, (int, float)) or not 0 <= share <= 1:
+        raise ValueError(f"decontaminate_share={share!r} must be within 0..1.")
+    if isinstance(arguments["decontaminate"], str):
+        raise ValueError(f"decontaminate={arguments['decontaminate']!r} must be a list of sources: put it in brackets.")
+    if band is not None and (len(band) != 2 or not 0 <= band[0] <= band[1] <= 1):
+        raise ValueError(f"pass_rate={band!r} must be two numbers, 0 <= lowest <= highest <= 1.")
+    _check_choice(arguments.get("skip", 0), arguments.get("take"), f" of source={name!r}")
+
+
+def _check_choice(skip: Any, take: Any, where: str) -> None:
+    if isinstance(skip, bool) or not isinstance(skip, int) or skip < 0:
+        raise ValueError(f"skip={skip!r}{where} must be a whole number of at least 0.")
+    if take is not None and (isinstance(take, bool) or not isinstance(take, int) or take < 1):
+        raise ValueError(f"take={take!r}{where} must be a whole number of at least 1, or None for all.")
+
+
+def _weights(source: Any) -> dict[str, float | None]:
+    """Sources -> weight, None where it is no mixture."""
+    if isinstance(source, Mapping):
+        for name, weight in source.items():
+            if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < math.inf:
+                raise ValueError(f"source: the weight of {name!r} is {weight!r}; it must be a number above 0.")
+        found: dict[str, float | None] = {str(name): float(weight) for name, weight in source.items()}
+    else:
+        names = [source] if isinstance(source, (str, os.PathLike)) else list(source)
+        found = {os.fspath(name): None for name in names}
+        if len(found) < len(names):
+            raise ValueError(f"source={names} names one twice: give a mixture's weights as {{source: weight}}.")
+    if not found:
+        raise ValueError("source is empty: say where the prompts come from.")
+    return found
+
+
+def _near(name: Any, known: Any) -> str:
+    near = difflib.get_close_matches(str(name), [str(entry) for entry in known], n=1, cutoff=0.5)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def _all(names: Any) -> str:
+    return ", ".join(map(str, names))

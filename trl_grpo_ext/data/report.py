@@ -1,0 +1,86 @@
+"""What became of the rows: read, dropped by which rule, kept."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class DroppedPrompt:
+    """One row that was left out: its index in the source, its problem (the first 200 characters) and why."""
+
+    row: int
+    problem: str
+    why: str
+
+
+@dataclass
+class SourceReport:
+    """Counts of one source. `unused`: rows that a mixture ended before, or that `skip` and `take` left out."""
+
+    read: int = 0
+    kept: int = 0
+    unused: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[DroppedPrompt]] = field(default_factory=dict)
+
+
+@dataclass
+class PromptReport:
+    """What `load_prompts` did, by source; printed, it is a line per source and rule.
+
+    Of a stream the counts are those of the rows that were read so far, in the current pass over it.
+
+    Attributes:
+        examples: how many dropped rows are kept as examples, per source and rule; None: all of them.
+        sources: the counts, by the source's name.
+    """
+
+    examples: int | None = 5
+    sources: dict[str, SourceReport] = field(default_factory=dict)
+
+    def of(self, source: str) -> SourceReport:
+        """The counts of a source, made when first asked for."""
+        return self.sources.setdefault(source, SourceReport())
+
+    def drop(self, source: str, rule: str, row: int, problem: str, why: str) -> None:
+        """Count a row that a rule left out."""
+        counts = self.of(source)
+        counts.dropped[rule] += 1
+        shown = counts.examples.setdefault(rule, [])
+        if self.examples is None or len(shown) < self.examples:
+            shown.append(DroppedPrompt(row, problem[:200], why))
+
+    @property
+    def read(self) -> int:
+        return sum(counts.read for counts in self.sources.values())
+
+    @property
+    def kept(self) -> int:
+        return sum(counts.kept for counts in self.sources.values())
+
+    @property
+    def dropped(self) -> Counter[str]:
+        """Rows left out, by rule, over all sources."""
+        total: Counter[str] = Counter()
+        for counts in self.sources.values():
+            total.update(counts.dropped)
+        return total
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {name: asdict(counts) for name, counts in self.sources.items()}
+
+    def __str__(self) -> str:
+        lines = []
+        for name, counts in self.sources.items():
+            rules = [f"{count:,} {rule}" for rule, count in counts.dropped.items()]
+            if counts.unused:
+                rules.append(f"{counts.unused:,} not used")
+            lines.append(f"{name}: {counts.read:,} read, {counts.kept:,} kept" + "".join(f", {rule}" for rule in rules))
+            for rule, rows in counts.examples.items():
+                if rows:
+                    lines.append(f"  {rule}: row {rows[0].row}, {rows[0].why}: {rows[0].problem[:80]!r}")
+        return "\n".join(lines)

@@ -1,0 +1,219 @@
+"""A source's rows -> problem, prompt, solution: columns found, golds parsed, templates applied."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from datasets import Features, List, Value
+
+from .golds import PARSERS
+from .report import PromptReport
+from .screens import problem_key
+from .sources import Source
+from .steps import Batch
+from .templates import Prompter
+
+INTERNAL = ("_row", "_key")
+_OWN = ("problem", "prompt", "solution", "source")
+_KINDS: dict[str, Any] = {
+    "text": Value("string"),
+    "int": Value("int64"),
+    "float": Value("float64"),
+    "ints": List(Value("int64")),
+}
+_MESSAGES = List({"role": Value("string"), "content": Value("string")})
+_INTEGER = re.compile(r"-?\d+")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Where a source's rows have what.
+
+    Attributes:
+        problem: columns that make the problem, joined by a space.
+        answer: the column of the gold answer, and its parser.
+        extra: kept column -> (its column, its feature or the kind it is turned into).
+    """
+
+    problem: tuple[str, ...]
+    answer: tuple[str, str]
+    extra: tuple[tuple[str, str, Any], ...]
+
+
+def find_columns(
+    name: str,
+    declared: Source,
+    features: Features,
+    columns: Mapping[str, str] | None,
+    answer: str | None,
+) -> Columns:
+    """The columns of a source, by its declaration and by what the user says of them.
+
+    Args:
+        features: of the rows as they are.
+        columns: `problem` and `answer` -> their columns; any other name is a column to keep -> its column.
+        answer: name of the parser, in place of the declared one.
+
+    Raises:
+        ValueError: a column is missing, or there is no such parser.
+    """
+    if answer is not None and answer not in PARSERS:
+        raise ValueError(f"answer={answer!r} is no parser of gold answers: give one of {', '.join(PARSERS)}.")
+    given = dict(columns or {})
+    for key, column in given.items():
+        if column not in features:
+            near = difflib.get_close_matches(str(column), list(features), n=1, cutoff=0.5)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise ValueError(
+                f"columns[{key!r}]={column!r}: source={name!r} has no such column{hint}; it has {', '.join(features)}."
+            )
+    wrong = [key for key in given if key in ("prompt", "solution", "source") or key.startswith("_")]
+    if wrong:
+        raise ValueError(f"columns has {wrong}: these names are made by load_prompts. Keep the column under another.")
+    problems = ((given["problem"],),) if "problem" in given else declared.problem
+    problem = next((form for form in problems if all(column in features for column in form)), None)
+    golds = declared.answer
+    if "answer" in given:
+        parser = next((parser for column, parser in declared.answer if column == given["answer"]), "text")
+        golds = ((given["answer"], parser),)
+    gold = next(((column, parser) for column, parser in golds if column in features), None)
+    if problem is None or gold is None:
+        what, forms = ("problem", [" + ".join(form) for form in problems])
+        if problem is not None:
+            what, forms = "answer", [column for column, _ in golds]
+        raise ValueError(
+            f"source={name!r} has no column for the {what}: expected {' or '.join(map(repr, forms))}, it has "
+            f"{', '.join(features)}. Say which it is: columns={{{what!r}: 'its column'}}."
+        )
+    extra: list[tuple[str, str, Any]] = [
+        (key, column, features[column]) for key, column in given.items() if key not in ("problem", "answer")
+    ]
+    taken = {key for key, _, _ in extra}
+    for key, (kind, candidates) in declared.extra:
+        column = next((column for column in candidates if column in features), None)
+        if key not in taken and column is not None:
+            extra.append((key, column, kind))
+    if "pass_rate" in features and "pass_rate" not in taken:
+        extra.append(("pass_rate", "pass_rate", "float"))
+    return Columns(problem, (gold[0], answer or gold[1]), tuple(extra))
+
+
+def features_of(columns: Columns, conversational: bool) -> dict[str, Any]:
+    """The features of the rows once prepared, by name."""
+    made = {
+        "problem": Value("string"),
+        "prompt": _MESSAGES if conversational else Value("string"),
+        "solution": Value("string"),
+        "source": Value("string"),
+        "_row": Value("int64"),
+        "_key": Value("int64"),
+    }
+    return made | {key: _KINDS[kind] if isinstance(kind, str) else kind for key, _, kind in columns.extra}
+
+
+class Preparation:
+    """Batches of a source's rows -> `problem`, `prompt`, `solution`, `source`, kept columns, row number and key."""
+
+    def __init__(
+        self,
+        name: str,
+        declared: Source,
+        columns: Columns,
+        prompter: Prompter,
+        names: tuple[str, ...],
+        deduplicate: str,
+        report: PromptReport | None,
+    ) -> None:
+        self.name, self.declared, self.columns, self.prompter = name, declared, columns, prompter
+        self.names = names  # of all columns to write: those that other sources have alone are None
+        self.deduplicate = deduplicate
+        self.report = report  # of a stream, which is counted as it is read
+
+    @property
+    def key(self) -> Any:
+        """All that the rows depend on."""
+        parts = [self.name, asdict(self.declared), repr(self.columns), asdict(self.prompter), self.names]
+        return json.dumps([*parts, self.deduplicate], sort_keys=True, default=str)
+
+    def __call__(self, batch: Batch, indices: list[int]) -> dict[str, list[Any]]:
+        if self.report is not None:
+            if indices and indices[0] == 0:  # a new pass over the stream
+                self.report.sources.pop(self.name, None)
+            self.report.of(self.name).read += len(indices)
+        made: dict[str, list[Any]] = {name: [] for name in self.names}
+        for offset, index in enumerate(indices):
+            row = {name: values[offset] for name, values in batch.items()}
+            kept = {key: self._kept(key, row[column], kind, index) for key, column, kind in self.columns.extra}
+            problem, solution = self._problem(row, index), self._solution(row, index)
+            try:
+                prompt = self.prompter(problem, {**row, **kept})
+            except ValueError as error:
+                raise ValueError(f"source={self.name!r}, row {index}: {error}") from error
+            values = {
+                **kept,
+                "problem": problem,
+                "prompt": prompt,
+                "solution": solution,
+                "source": self.name,
+                "_row": index,
+                "_key": problem_key(problem, self.deduplicate),
+            }
+            for name, column in made.items():
+                column.append(values.get(name))
+        return made
+
+    def _problem(self, row: Mapping[str, Any], index: int) -> str:
+        if self.declared.statement is not None:
+            return self.declared.statement.format(**row)
+        parts = []
+        for column in self.columns.problem:
+            value = row[column]
+            if not isinstance(value, str) or not value.strip():
+                raise ValueError(
+                    f"source={self.name!r}, row {index}: {column!r} is {value!r:.80}; a problem must be text. Leave "
+                    "such rows out of the file, or name the right column: columns={'problem': ...}."
+                )
+            parts.append(value.strip())
+        return " ".join(parts)
+
+    def _solution(self, row: Mapping[str, Any], index: int) -> str:
+        column, parser = self.columns.answer
+        try:
+            return PARSERS[parser](row[column])
+        except ValueError as error:
+            shown = str(row[column])
+            raise ValueError(
+                f"source={self.name!r}, row {index}: {column!r} {error}, it is {shown[-80:]!r}. Correct the row, or "
+                f"say how the answers are written: answer= one of {', '.join(PARSERS)} (now {parser!r})."
+            ) from error
+
+    def _kept(self, key: str, value: Any, kind: Any, index: int) -> Any:
+        if value is None or not isinstance(kind, str):
+            return value
+        try:
+            return _CONVERT[kind](value)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"source={self.name!r}, row {index}: {key!r} is {value!r:.80}, which is no {kind}. Correct the row."
+            ) from error
+
+
+def _integer(value: Any) -> int | None:
+    """MATH's levels are "Level 3", MATH-500's 3; "Level ?" is none."""
+    if isinstance(value, str):
+        found = _INTEGER.search(value)
+        return int(found.group()) if found else None
+    return int(value)
+
+
+_CONVERT: dict[str, Callable[[Any], Any]] = {
+    "text": str,
+    "int": _integer,
+    "float": float,
+    "ints": lambda values: [int(value) for value in values],
+}

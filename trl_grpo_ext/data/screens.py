@@ -1,0 +1,147 @@
+"""The rules that leave rows out: length, pass rate, duplicates. (Contamination: `overlap.py`.)"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import unicodedata
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from .prompts import PromptEncoder
+from .steps import Batch
+
+DEDUPLICATE = ("normalized", "exact", "off")
+# A stream's memory of the problems it has seen: 2^29 bits (64 MiB) and 12 of them per problem. After 10 million
+# problems, a new one is taken for a known one with probability (1 - exp(-12 * 10^7 / 2^29))^12, about 4e-9.
+_BITS, _HASHES = 29, 12
+STREAM_CAPACITY = 10_000_000
+
+_MARKUP = re.compile(r"\\(?:left|right|displaystyle)(?![a-z])|\\[,;:! ]|\$|\\[()\[\]]")
+_GAP = re.compile(r"\s+")
+_OUTER_GAP = re.compile(r"(?<!\w) | (?!\w)")
+
+
+class RowByRow:
+    """A rule that knows nothing of other rows."""
+
+    def restart(self) -> None:
+        """Nothing to forget."""
+
+
+class TokenLimit(RowByRow):
+    """Prompts of more tokens than `limit`, as the trainer counts them: after the chat template."""
+
+    rule = "too long"
+    columns = ("prompt",)
+
+    def __init__(
+        self, limit: int, tokenizer: PreTrainedTokenizerBase, chat_template_kwargs: Mapping[str, Any] | None
+    ) -> None:
+        self.limit, self.template_kwargs = limit, dict(chat_template_kwargs or {})
+        self.encoder = PromptEncoder(tokenizer, self.template_kwargs)
+
+    @property
+    def key(self) -> Any:
+        """The tokenizer by what it does: its own pickle changes once it has been used."""
+        tokenizer = self.encoder.tokenizer
+        return [self.limit, tokenizer_digest(tokenizer), json.dumps(self.template_kwargs, sort_keys=True, default=str)]
+
+    def __call__(self, batch: Batch) -> list[str]:
+        lengths = [len(self.encoder.encode(prompt).ids) for prompt in batch["prompt"]]
+        return ["" if n <= self.limit else f"{n} tokens, more than {self.limit}" for n in lengths]
+
+
+class PassRateBand(RowByRow):
+    """Prompts that the base model solves too rarely or too often to learn from."""
+
+    rule = "outside of the pass-rate band"
+    columns = ("pass_rate",)
+
+    def __init__(self, low: float, high: float) -> None:
+        self.low, self.high = low, high
+
+    @property
+    def key(self) -> Any:
+        return [self.low, self.high]
+
+    def __call__(self, batch: Batch) -> list[str]:
+        return [
+            "it has no pass rate"
+            if rate is None
+            else ""
+            if self.low <= rate <= self.high
+            else f"pass rate {rate:g}, not within {self.low:g}..{self.high:g}"
+            for rate in batch["pass_rate"]
+        ]
+
+
+def normalized(problem: str) -> str:
+    """A problem without what does not change it: case, white space, dollar signs, spacing commands of LaTeX."""
+    text = _MARKUP.sub(" ", unicodedata.normalize("NFKC", problem).casefold())
+    text = text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
+    return _OUTER_GAP.sub("", _GAP.sub(" ", text).strip()).rstrip(".?!:")
+
+
+def problem_key(problem: str, deduplicate: str) -> int:
+    """64 bits that equal problems share; a signed integer."""
+    text = normalized(problem) if deduplicate == "normalized" else problem
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big", signed=True)
+
+
+def first_of_each(keys: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Of each row the index of the first row with its key: (rows,) -> (rows,)."""
+    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+    return first[inverse]
+
+
+class SeenBefore:
+    """Duplicates in a stream, in memory that does not grow: a Bloom filter of the problems' keys (Bloom 1970)."""
+
+    rule = "duplicates"
+    columns = ("_key",)
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        """As new."""
+        self.words = np.zeros(1 << (_BITS - 6), dtype=np.uint64)
+        self.count = 0
+
+    @property
+    def key(self) -> Any:
+        raise TypeError("a stream is not cached")
+
+    def __call__(self, batch: Batch) -> list[str]:
+        keys = np.asarray(batch["_key"], dtype=np.int64).astype(np.uint64)
+        # Double hashing (Kirsch and Mitzenmacher 2006): the i-th bit is low + i * high
+        low, high = keys & np.uint64(0xFFFFFFFF), (keys >> np.uint64(32)) | np.uint64(1)
+        bits = (low[:, None] + np.arange(_HASHES, dtype=np.uint64) * high[:, None]) % np.uint64(1 << _BITS)
+        places, masks = bits >> np.uint64(6), np.uint64(1) << (bits & np.uint64(63))
+        known = ((self.words[places] & masks) != 0).all(axis=1)
+        known |= first_of_each(keys) != np.arange(len(keys))
+        np.bitwise_or.at(self.words, places[~known], masks[~known])
+        self.count += int((~known).sum())
+        if self.count > STREAM_CAPACITY:
+            raise ValueError(
+                f"deduplicate: this stream has more than {STREAM_CAPACITY:,} different problems, more than duplicates "
+                "can be told among in constant memory. Set streaming=False, or deduplicate='off'."
+            )
+        return ["a problem like it came before" if seen else "" for seen in known]
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What a tokenizer does, as a digest: vocabulary, rules and chat template, without its state."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        rules = json.loads(backend.to_str())
+        rules.update(truncation=None, padding=None)
+    else:
+        rules = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
+    what = [rules, tokenizer.chat_template, tokenizer.special_tokens_map]
+    return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()
