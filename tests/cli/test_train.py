@@ -68,6 +68,8 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for i in range(21)
     ]
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    other = {"question": "How far is it to the moon?", "answer": "Far. #### 384400"}
+    file.with_name("other.jsonl").write_text(json.dumps(other) + "\n")
     return file
 
 
@@ -136,8 +138,15 @@ def test_every_recipe_has_a_plan(
 
 def local_data(recipe: dict[str, Any], rows: Path) -> list[str]:
     """A file in the place of every data set that would come from the Hub or from another recipe."""
-    given = ["--dataset", str(rows), "--columns", '{"problem": "question", "answer": "answer"}', "--answer", "gsm8k"]
-    return [*given, *(["--eval-dataset", str(rows)] if "eval_dataset" in recipe else [])]
+    if recipe["dataset"] == "procedural:countdown":
+        return ["--dataset-config", "rows=100"]
+    if recipe["dataset"].startswith("countdown:"):
+        countdowns = rows.with_name("countdowns.jsonl")
+        lines = [{"nums": [i, i + 1, 2], "target": 2 * i + 3} for i in range(1, 40)]
+        countdowns.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return ["--dataset", f"countdown:{countdowns}", "--eval-dataset", f"countdown:{countdowns}"]
+    given = ["--dataset", f"gsm8k:{rows}", "--eval-dataset", f"gsm8k:{rows}", "--answer", "gsm8k"]
+    return [*given, *(["--decontaminate", f"gsm8k:{rows.with_name('other.jsonl')}"] if "decontaminate" in recipe else [])]
 
 
 def test_recipes_are_the_ones_that_the_readme_lists() -> None:

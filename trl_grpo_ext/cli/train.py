@@ -199,7 +199,8 @@ def _load(name: str, arguments: Mapping[str, Any]) -> Any:
 
     report = PromptReport()
     data = load_prompts(**arguments, report=report)
-    print(f"{name}: {report}")
+    print(f"Prompts, {name}:")
+    print(str(report) or "read as they are needed")
     return data
 
 

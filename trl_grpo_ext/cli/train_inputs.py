@@ -38,7 +38,7 @@ _PROMPT_ARGUMENTS = {
     "dataset_streaming": "streaming",
 }
 # Whatever an evaluation does not share with training: how rows are chosen
-_NOT_OF_EVALUATION = ("decontaminate", "pass_rate", "skip", "shuffle", "streaming")
+_NOT_OF_EVALUATION = ("decontaminate", "pass_rate", "skip", "shuffle", "streaming", "stopping_strategy")
 
 
 def prompt_arguments(options: TrainPrompts) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def eval_prompt_arguments(options: TrainPrompts) -> dict[str, dict[str, Any]]:
     shared |= {"split": options.eval_split, "take": options.eval_take}
     if not isinstance(given, Mapping):
         names = [given] if isinstance(given, str) else given
-        return {str(name): {**shared, "source": name} for name in names}
+        return {str(name): {**shared, **_of_source(str(name), options)} for name in names}
     known = [*shared, *_NOT_OF_EVALUATION]
     for key in given:
         if key not in known:
@@ -83,7 +83,15 @@ def eval_prompt_arguments(options: TrainPrompts) -> dict[str, dict[str, Any]]:
     if "source" not in given:
         raise ValueError("eval_dataset is a mapping without source: say where the held-out prompts come from")
     source = given["source"]
-    return {source if isinstance(source, str) else "eval": {**shared, **given}}
+    own = _of_source(source, options) if isinstance(source, str) else {}
+    return {source if isinstance(source, str) else "eval": {**shared, **own, **given}}
+
+
+def _of_source(source: str, options: TrainPrompts) -> dict[str, Any]:
+    """What training says of a source is said of that one alone."""
+    overrides = {name: values for name, values in (options.overrides or {}).items() if name == source}
+    config = options.dataset_config if source == options.dataset else None
+    return {"source": source, "overrides": overrides or None, "config": config}
 
 
 def reward_specs(options: TrainRewards) -> list[dict[str, Any]]:

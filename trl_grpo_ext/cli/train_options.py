@@ -67,16 +67,20 @@ class TrainPrompts:
         default=None, metadata={"help": "source(s), by name, Hub id or file; a mapping {source: weight} is a mixture"}
     )
     dataset_split: str = field(default="train", metadata={"help": "split to train on"})
-    dataset_config: str | None = field(default=None, metadata={"help": "configuration of a dataset on the Hub"})
+    dataset_config: str | None = field(default=None, metadata={"help": "configuration of a dataset on the Hub, or options of a procedural one: rows=5000"})
     columns: dict[str, str] | None = field(
-        default=None, metadata={"help": "columns of a source of your own: {problem: ..., answer: ...}"}
+        default=None, metadata={"help": "columns of a source of your own, and what to keep: {problem: ..., answer: ..., NAME: ...}"}
     )
     answer: str | None = field(
-        default=None, metadata={"help": "how gold answers are written: gsm8k (after ####), boxed, number, text"}
+        default=None, metadata={"help": "how gold answers are written: gsm8k (after ####), boxed, number, text, raw"}
     )
-    template: str = field(
+    template: dict[str, str] | str = field(
         default="r1",
-        metadata={"help": "r1, r1-zero, qwen-boxed, plain, Jinja text, or a .jinja file", "metavar": "NAME"},
+        metadata={
+            "help": "r1, r1-zero, qwen-boxed, plain; of one's own: Jinja of a text, a .jinja file, or a mapping of "
+            "system, user and assistant",
+            "metavar": "NAME|JINJA|JSON",
+        },
     )
     system_prompt: str | None = field(default=None, metadata={"help": "instead of the template's", "metavar": "TEXT"})
     few_shot: list[dict[str, str]] | str | None = field(
@@ -94,7 +98,10 @@ class TrainPrompts:
     decontaminate: list[str] | None = field(
         default=None, metadata={"help": "sources whose problems must not be trained on"}
     )
-    decontaminate_ngram: int = field(default=13, metadata={"help": "words that a problem may not share with one"})
+    decontaminate_ngram: int = field(default=13, metadata={"help": "words of the n-grams that are compared"})
+    decontaminate_share: float = field(
+        default=0.5, metadata={"help": "part of an evaluation problem's n-grams that a problem may not share"}
+    )
     pass_rate: list[float] | None = field(
         default=None, metadata={"help": "LOW HIGH: keep rows whose column pass_rate is within"}
     )
@@ -103,6 +110,9 @@ class TrainPrompts:
     dataset_skip: int = field(default=0, metadata={"help": "rows to leave out at the start"})
     dataset_take: int | None = field(default=None, metadata={"help": "rows to take, at most"})
     dataset_streaming: bool = field(default=False, metadata={"help": "read rows as they are needed"})
+    stopping_strategy: Literal["first_exhausted", "all_exhausted", "all_exhausted_without_replacement"] = field(
+        default="first_exhausted", metadata={"help": "when a mixture ends"}
+    )
     eval_dataset: dict[str, Any] | list[str] | str | None = field(
         default=None,
         metadata={
