@@ -64,7 +64,9 @@ def test_a_run_made_in_python(tmp_path: Path, make_model: Callable[..., PreTrain
 
 def test_a_quantized_base_and_every_weight(tmp_path: Path) -> None:
     four_bit = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
-    settings = {name: value for name, value in four_bit.to_dict().items() if not name.startswith("_")}  # as it is written
+    settings = {
+        name: value for name, value in four_bit.to_dict().items() if not name.startswith("_")
+    }  # as it is written
     record = {
         "model": {"folder": "base", "dtype": "bfloat16", "quantization": settings},
         "training": {"use_cpu": True, "bf16": False},
@@ -107,10 +109,12 @@ def test_other_files_are_left_as_they_are() -> None:
 def test_a_recipe_holds_no_place(tmp_path: Path) -> None:
     rewards = TrainRewards(rewards=[{"name": f"{tmp_path}/judge.py:one", "weight": 0.5}, "accuracy"])
     prompts = TrainPrompts(dataset={str(tmp_path / "rows.jsonl"): 1.0}, few_shot="~/shots.jsonl", template="a/b.jinja")
+    prompts.eval_dataset = [f"gsm8k:{tmp_path}/test.jsonl", "openai/gsm8k", "procedural:countdown"]
     assert recipe_of([TrainModel(model=str(tmp_path / "base")), prompts, rewards]) == {
         "model": "base",
         "dataset": {"rows.jsonl": 1.0},
         "few_shot": "shots.jsonl",
+        "eval_dataset": ["gsm8k:test.jsonl", "openai/gsm8k", "procedural:countdown"],
         "template": "a/b.jinja",  # relative: of the project, not of the machine
         "rewards": [{"name": "judge.py:one", "weight": 0.5}, "accuracy"],
     }

@@ -146,7 +146,10 @@ def local_data(recipe: dict[str, Any], rows: Path) -> list[str]:
         countdowns.write_text("".join(json.dumps(line) + "\n" for line in lines))
         return ["--dataset", f"countdown:{countdowns}", "--eval-dataset", f"countdown:{countdowns}"]
     given = ["--dataset", f"gsm8k:{rows}", "--eval-dataset", f"gsm8k:{rows}", "--answer", "gsm8k"]
-    return [*given, *(["--decontaminate", f"gsm8k:{rows.with_name('other.jsonl')}"] if "decontaminate" in recipe else [])]
+    return [
+        *given,
+        *(["--decontaminate", f"gsm8k:{rows.with_name('other.jsonl')}"] if "decontaminate" in recipe else []),
+    ]
 
 
 def test_recipes_are_the_ones_that_the_readme_lists() -> None:

@@ -73,7 +73,7 @@ class CommandParser(TrlParser):
                     self._parse_dataclass_field(group, known[name])  # type: ignore[arg-type]  # has add_argument too
 
     def _add_structured(self, group: argparse._ArgumentGroup, f: Field[Any]) -> None:
-        """An option that may hold a mapping, for which TRL's parser has no type."""
+        """An option that may hold a mapping, or one value or several."""
         shape = self._shapes[f.name]
         names = dict.fromkeys((f"--{f.name}", f"--{f.name.replace('_', '-')}"))
         default = f.default_factory() if f.default_factory is not MISSING else f.default
@@ -83,7 +83,7 @@ class CommandParser(TrlParser):
             nargs="+" if shape.list else None,
             action=Structured,
             default=default,
-            **{"metavar": "TEXT|JSON" if shape.single else "JSON", **f.metadata},
+            **{"metavar": _metavar(shape), **f.metadata},
         )
 
     def read(self, argv: Iterable[str]) -> tuple[Any, ...]:
@@ -163,6 +163,11 @@ class CommandParser(TrlParser):
     def error(self, message: str) -> NoReturn:
         """One line, without the usage that argparse puts before it."""
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+
+
+def _metavar(shape: Shape) -> str:
+    mappings = shape.mapping or shape.list_of_mappings
+    return "|".join(["TEXT"] * (shape.single or shape.list) + ["JSON"] * mappings)
 
 
 def _one_or_more(shape: Shape) -> Shape:

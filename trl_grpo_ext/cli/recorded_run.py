@@ -102,6 +102,15 @@ def _without_place(value: Any) -> Any:
         return {_without_place(key): _without_place(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_without_place(item) for item in value]
-    if isinstance(value, str) and len(value) < 4096 and (value.startswith("~") or Path(value).is_absolute()):
-        return Path(value).name
+    if isinstance(value, str):
+        name, _, rest = value.rpartition(":")  # gsm8k:FILE, but not FILE.py:NAME
+        if _is_place(value):
+            return Path(value).name
+        if name and _is_place(rest):
+            return f"{name}:{Path(rest).name}"
     return value
+
+
+def _is_place(value: str) -> bool:
+    """Whether it is a path on this machine, and no text or URL."""
+    return value.startswith(("/", "~", "../")) and not value.startswith("//") and "\n" not in value

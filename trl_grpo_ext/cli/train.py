@@ -155,8 +155,8 @@ def _resolve(groups: Sequence[Any], args: GRPOConfig) -> _Inputs:
         tokenizer=tokenizer,
         peft_config=peft_config,
         quantization=quantization,
-        train=_load("train", train_arguments | reading),
-        evaluation={name: _load(name, arguments | reading) for name, arguments in eval_arguments.items()},
+        train=_load("training", train_arguments | reading, args),
+        evaluation={name: _load(name, arguments | reading, args) for name, arguments in eval_arguments.items()},
         rewards=functions,
         names=[spec["name"] for spec in specs],
         weights=weights,
@@ -193,14 +193,15 @@ def _tokenizer(model: str, revision: str | None, args: GRPOConfig) -> PreTrained
     return found
 
 
-def _load(name: str, arguments: Mapping[str, Any]) -> Any:
-    """The prompts of one split, and what became of its rows."""
+def _load(name: str, arguments: Mapping[str, Any], args: GRPOConfig) -> Any:
+    """The prompts of one split; what became of its rows is printed."""
     from ..data import PromptReport, load_prompts
 
     report = PromptReport()
-    data = load_prompts(**arguments, report=report)
-    print(f"Prompts, {name}:")
-    print(str(report) or "read as they are needed")
+    with args.main_process_first():  # the others find what it has cached
+        data = load_prompts(**arguments, report=report)
+    if args.process_index == 0:
+        print(f"Prompts for {name}:", str(report) or "read as they are needed", sep="\n")
     return data
 
 
@@ -229,7 +230,8 @@ def _show(inputs: _Inputs, shown: int) -> None:
             rewards=list(zip(inputs.names, inputs.weights, strict=True)),
             shown=shown,
         )
-    print_plan(plan)
+    if inputs.args.process_index == 0:
+        print_plan(plan)
 
 
 def _make_trainer(inputs: _Inputs, groups: Sequence[Any]) -> GRPOTrainer:

@@ -67,9 +67,12 @@ class TrainPrompts:
         default=None, metadata={"help": "source(s), by name, Hub id or file; a mapping {source: weight} is a mixture"}
     )
     dataset_split: str = field(default="train", metadata={"help": "split to train on"})
-    dataset_config: str | None = field(default=None, metadata={"help": "configuration of a dataset on the Hub, or options of a procedural one: rows=5000"})
+    dataset_config: str | None = field(
+        default=None, metadata={"help": "configuration of a dataset on the Hub; options of a procedural one: rows=5000"}
+    )
     columns: dict[str, str] | None = field(
-        default=None, metadata={"help": "columns of a source of your own, and what to keep: {problem: ..., answer: ..., NAME: ...}"}
+        default=None,
+        metadata={"help": "columns of a source of one's own, and more to keep: {problem: ..., answer: ..., NAME: ...}"},
     )
     answer: str | None = field(
         default=None, metadata={"help": "how gold answers are written: gsm8k (after ####), boxed, number, text, raw"}

@@ -29,8 +29,8 @@ class Shape:
 
     @property
     def structured(self) -> bool:
-        """Whether there is a mapping in it somewhere, for which the command line needs JSON."""
-        return self.mapping or self.list_of_mappings
+        """Whether TRL's parser has no type for it: mappings, for which the command line needs JSON, and one or more."""
+        return self.mapping or self.list_of_mappings or (self.list and self.single)
 
     @property
     def words(self) -> str:
@@ -98,7 +98,8 @@ def reader(shape: Shape) -> Callable[[str], Any]:
     whole = Shape(shape.none, single, mapping, shape.list, shape.list_of_mappings)
 
     def read(text: str) -> Any:
-        if not text.lstrip().startswith(("{", "[")):
+        # Jinja begins with a brace too, and with another one
+        if not text.lstrip().startswith(("{", "[")) or text.lstrip().startswith(("{{", "{%", "{#")):
             if not shape.single and not shape.list:
                 raise argparse.ArgumentTypeError(f"{text!r} must be {shape.words}, in JSON")
             return text
