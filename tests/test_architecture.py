@@ -18,6 +18,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 RECIPES = sorted((ROOT / "recipes").rglob("*.py"))
 
 PUBLIC = {
+    "Evaluation",
     "GRPOConfig",
     "GRPOTrainer",
     "GroupSampler",
@@ -27,6 +28,7 @@ PUBLIC = {
     "__version__",
     "accuracy_reward",
     "base_fingerprint",
+    "evaluate_policy",
     "load_prompts",
     "think_answer_format_reward",
 }

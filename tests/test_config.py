@@ -22,6 +22,7 @@ from trl_grpo_ext.config_rules import CHOICES, REFUSED, RULES
 OWN_FIELDS = {"kl_estimator", "kl_in_reward", "attention_packing", "advantage_estimator", "num_generations_max"} | {
     "dynamic_sampling", "dynamic_sampling_max_rounds", "rollout_dequantize", "reference_rounds",
     "adapter_name_or_path", "adapter_revision",
+    "curriculum", "curriculum_reward", "curriculum_floor", "curriculum_decay",
     *(f"reward_{name}" for name in ("timeout", "memory_mb", "workers", "concurrency", "max_failure_rate")),
 }  # fmt: skip
 FIELDS_OF_TRL = set(

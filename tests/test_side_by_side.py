@@ -12,6 +12,7 @@ from peft import PeftModel
 from saved_adapters import CHAT_TEMPLATE, save_adapter, save_base
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from trl_grpo_ext.quantized import is_repacked
 from trl_grpo_ext.rollout import GroupSampler, SamplingParams
 from trl_grpo_ext.side_by_side import load_policy, sample_side_by_side
 
@@ -73,6 +74,10 @@ def test_a_base_quantized_while_loading(adapter: Path, quantize: str) -> None:
     policy = load_policy(None, str(adapter), quantize=quantize)
     linear = policy.model.get_base_model().model.layers[0].mlp.up_proj.base_layer
     assert type(linear).__name__ == "Linear4bit" and linear.weight.quant_state.quant_type == quantize
+    # Secured before anything is computed: bitsandbytes' own forward may repack the weight in its first pass
+    assert "forward" in vars(linear)
+    policy.model(input_ids=torch.tensor([[3, 4, 5]]))
+    assert not is_repacked(linear)
     [row] = sample_side_by_side(policy, ["ab"], "both", PARAMS, num_generations=2)
     assert set(row.samples) == {"base", "adapter"} and len(row.samples["base"]) == 2
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .config import GRPOConfig
     from .data import PromptReport, load_prompts
+    from .evaluation import Evaluation, evaluate_policy
     from .policy import base_fingerprint
     from .rewards import RewardError, accuracy_reward, think_answer_format_reward
     from .rollout import GroupSampler, Rollouts
@@ -15,6 +16,7 @@ __version__ = "0.1.0"
 
 # Imported on first use, so that a reward's worker process starts without torch, and `--help` in no time
 _MODULE_OF = {
+    "Evaluation": "evaluation",
     "GRPOConfig": "config",
     "GRPOTrainer": "trainer",
     "GroupSampler": "rollout",
@@ -23,11 +25,13 @@ _MODULE_OF = {
     "Rollouts": "rollout",
     "accuracy_reward": "rewards",
     "base_fingerprint": "policy",
+    "evaluate_policy": "evaluation",
     "load_prompts": "data",
     "think_answer_format_reward": "rewards",
 }
 
 __all__ = [
+    "Evaluation",
     "GRPOConfig",
     "GRPOTrainer",
     "GroupSampler",
@@ -37,6 +41,7 @@ __all__ = [
     "__version__",
     "accuracy_reward",
     "base_fingerprint",
+    "evaluate_policy",
     "load_prompts",
     "think_answer_format_reward",
 ]

@@ -11,6 +11,7 @@ from accelerate.logging import get_logger
 from accelerate.utils import gather_object
 
 from .config import GRPOConfig
+from .curriculum import CurriculumRows
 from .data import GenerationFeed
 from .experience import Experience
 from .policy import AdapterOff, LivingReference, Snapshot
@@ -35,9 +36,15 @@ _REFERENCES = {
 
 
 def save_state(
-    folder: Path, args: GRPOConfig, feed: GenerationFeed, experience: Experience | None, reference: Reference
+    folder: Path,
+    args: GRPOConfig,
+    feed: GenerationFeed,
+    experience: Experience | None,
+    reference: Reference,
+    curriculum: CurriculumRows | None,
 ) -> None:
-    """Write this process's file: the place in the generation, what of it is still to be trained on, the reference.
+    """Write this process's file: the place in the generation, what of it is still to be trained on, the reference, and
+    what the curriculum knows.
 
     Makes the folder: this comes before transformers' own files, of which some processes write none.
     """
@@ -50,6 +57,7 @@ def save_state(
         "reference_kind": type(present).__name__,
         "reference_is_living": isinstance(reference, LivingReference),
         "reference": present.values if isinstance(present, Snapshot) else None,
+        "curriculum": None if curriculum is None else curriculum.state_dict(),
     }
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(state, _state_file(folder, args.process_index))
@@ -70,27 +78,42 @@ def place_in_cycle(args: GRPOConfig, global_step: int, order: Sized | None) -> i
 
 
 def load_state(
-    folder: Path, args: GRPOConfig, feed: GenerationFeed, reference: Reference, place: int
+    folder: Path,
+    args: GRPOConfig,
+    feed: GenerationFeed,
+    reference: Reference,
+    curriculum: CurriculumRows | None,
+    place: int,
 ) -> Experience | None:
-    """Restore the reference, and the generation that was being trained on, if there is one; that is returned.
+    """Restore reference, curriculum, and the generation that was being trained on, if there is one, which is returned.
 
     Args:
         place: `place_in_cycle` of this run.
 
     Raises:
-        ValueError: on all processes, if on any of them the reference is another one, or the data go on inside a
-            generation that cannot be restored.
+        ValueError: on all processes, if on any of them the reference is another one, the curriculum is of other data,
+            or the data go on inside a generation that cannot be restored.
     """
     own = _state_file(folder, args.process_index)
     # Every process has the same reference: one that there was not then finds it in the first one's file
     path = own if own.exists() else _state_file(folder, 0)
     state = torch.load(path, map_location="cpu", weights_only=True) if path.exists() else None
     anywhere = any(gather_object([state is not None]))
-    problem = _generation_problem(state, own, args, place) or _reference_problem(state, own, reference, anywhere)
+    problem = (
+        _generation_problem(state, own, args, place)
+        or _reference_problem(state, own, reference, anywhere)
+        or _curriculum_problem(state, own, curriculum, anywhere)
+    )
     # Of all processes: one that stopped alone would leave the others waiting for it
     problems = [found for found in gather_object([problem]) if found]
     if problems:
         raise ValueError(problems[0])
+    if curriculum is not None:
+        known = (state or {}).get("curriculum")
+        if known is None:
+            logger.warning(f"{own} has no curriculum: what was seen of pass rates before is not known here.")
+        else:
+            curriculum.load_state_dict(known)
     if state is None:
         if isinstance(_present(reference), Snapshot):
             logger.warning(f"{own} is missing: the KL reference is the policy that the trainer was built with.")
@@ -156,6 +179,29 @@ def _reference_problem(state: dict[str, Any] | None, own: Path, reference: Refer
         f"({now}). Build the trainer from the model and peft_config that the first run was built from: train() itself "
         "loads the checkpoint's weights. Or start a new run, without resume_from_checkpoint."
     )
+
+
+def _curriculum_problem(
+    state: dict[str, Any] | None, own: Path, curriculum: CurriculumRows | None, anywhere: bool
+) -> str | None:
+    """Why what was known of pass rates does not fit; starting or ceasing to have a curriculum is no problem."""
+    if curriculum is None:
+        return None
+    if state is None:
+        return (
+            f"{own} is missing, while other processes found the curriculum's state in theirs, and would choose other "
+            "prompts. Copy their grpo_state_*.pt to every machine."
+            if anywhere
+            else None
+        )
+    known = state.get("curriculum")
+    if known is not None and len(known["passes"]) != len(curriculum.posteriors):
+        return (
+            f"{own} has the pass rates of {len(known['passes'])} prompts, and train_dataset has "
+            f"{len(curriculum.posteriors)} rows. Resume with the dataset of then, or start a new run, without "
+            "resume_from_checkpoint."
+        )
+    return None
 
 
 def _present(reference: Reference) -> AdapterOff | Snapshot | None:

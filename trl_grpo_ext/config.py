@@ -10,6 +10,7 @@ from trl.trainer.base_config import _BaseConfig
 from trl.trainer.grpo_config import GRPOConfig as TRLGRPOConfig
 
 from .config_checks import InvalidConfigError, refused_features, settled_problems, value_problems
+from .config_curriculum import CurriculumFields
 from .config_rules import GENERATION_KEYS
 from .credentials import known_tokens, redacted, without_tokens
 
@@ -25,7 +26,7 @@ def _help(text: str, default: Any) -> Any:
 
 
 @dataclass
-class GRPOConfig(_BaseConfig):
+class GRPOConfig(CurriculumFields, _BaseConfig):
     r"""Settings of `GRPOTrainer`: the fields below, and all of [`~transformers.TrainingArguments`].
 
     Where TRL's `GRPOConfig` has a field of the same name, default and meaning are TRL's; the help text of each field
@@ -64,7 +65,6 @@ class GRPOConfig(_BaseConfig):
         "Whether to allow models and tokenizers that ship custom Python code, reward models' included.", False
     )
     disable_dropout: bool = _help("Whether to disable dropout in the model.", False)
-
     adapter_name_or_path: str | None = _help(
         "Id or path of a PEFT adapter to go on training. Its base is the `model` argument or, if that is None, the one "
         "it was trained on. Excludes `peft_config`.",

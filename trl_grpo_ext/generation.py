@@ -17,13 +17,14 @@ from transformers import TrainerState
 
 from .config import GRPOConfig
 from .credit import CreditAssigner
+from .curriculum import CurriculumRows, start_curriculum
 from .data import PromptEncoder, batched, check_columns
 from .evaluating import evaluating
 from .experience import Experience, MicroBatch, StepBatch
 from .metrics import CompletionLog, MetricLog, StepClock, length_metrics, reward_metrics
 from .objective import kl_penalised_rewards
 from .policy import AdapterOff, LivingReference, Snapshot, TokenScores
-from .resampling import Resampled, Resampler
+from .resampling import Resampled, Resampler, uniformly
 from .rewards import RewardScorer, SpanDecoder
 from .rollout import GroupSampler
 from .scored import Scored
@@ -47,7 +48,8 @@ class ExperienceMaker:
     prompt_limit: int | None  # tokens
     packed: bool
     completion_log: CompletionLog
-    further_prompts: Dataset | IterableDataset | None = None  # where dynamic sampling draws from
+    further_prompts: Dataset | IterableDataset | None = None  # where curriculum and dynamic sampling draw from
+    curriculum: CurriculumRows | None = field(init=False)
     _credit: CreditAssigner = field(init=False)
     _resampler: Resampler = field(init=False)
 
@@ -60,9 +62,13 @@ class ExperienceMaker:
             self.reward_scorer.judges_steps,
             SpanDecoder(self.encoder.tokenizer),
         )
-        data = self.further_prompts if isinstance(self.further_prompts, Dataset) else None
+        data, names = self.further_prompts, self.reward_scorer.names
+        self.curriculum = start_curriculum(self.args, data, names, self.accelerator)
+        further = uniformly(data) if isinstance(data, Dataset) else None
+        if self.curriculum is not None:
+            further = self.curriculum.another
         steps = self.reward_scorer.judges_steps
-        self._resampler = Resampler(self.args, self.reward_weights, steps, data, self.accelerator.process_index)
+        self._resampler = Resampler(self.args, self.reward_weights, steps, further, self.accelerator.process_index)
 
     def roll_out(
         self,
@@ -138,17 +144,19 @@ class ExperienceMaker:
         """One generation of this process.
 
         Args:
-            rows: Each prompt `num_generations` times, as the dataloader deals them out.
+            rows: Each prompt `num_generations` times, as the dataloader deals them out; a curriculum has its own in
+                their place.
             drawn: Prompts this process already drew in this optimizer step; keeps their noise apart.
         """
         generations, processes = self.args.num_generations, self.accelerator.num_processes
         prompts = rows[::generations]
+        draw: Callable[..., Scored] = partial(self.roll_out, state=state, noise_step=state.global_step)
+        greedily = partial(draw, greedy=True)
+        if self.curriculum is not None:
+            prompts, draw = self.curriculum.rows(len(prompts)), self.curriculum.watching(draw)
         first = drawn * processes + self.accelerator.process_index * len(prompts)
         indices = list(range(first, first + len(prompts)))
-        draw = partial(self.roll_out, state=state, noise_step=state.global_step)
-        drawn_first = self.roll_out(
-            prompts, generations, state=state, noise_step=state.global_step, prompt_indices=indices
-        )
+        drawn_first = draw(prompts, generations, prompt_indices=indices)
         resampled = Resampled(drawn_first, [])
         if self._resampler.is_on:
             # A draw of a few completions says little about a reward's failures: the first draw decides
@@ -161,6 +169,8 @@ class ExperienceMaker:
         state.num_input_tokens_seen += self.record([drawn_first], metrics, resampled.further)
         metrics.latest("num_tokens", state.num_input_tokens_seen)
         self._record_resampling(resampled, metrics)
+        if self.curriculum is not None:
+            self.curriculum.learn(metrics)
         scored = resampled.scored
 
         kept = [reason == "eos" or not self.args.mask_truncated_completions for reason in scored.finish_reasons]
@@ -182,7 +192,7 @@ class ExperienceMaker:
         penalty = self._kl_penalty(experience, scored.scores.rewards, metrics) if self.args.kl_in_reward else None
         greedy = None
         if self.args.advantage_estimator == "remax":
-            baseline = draw(prompts, 1, prompt_indices=indices, greedy=True)
+            baseline = greedily(prompts, 1, prompt_indices=indices)
             greedy = baseline.scores.rewards
             clock.spend("rollout", baseline.seconds["rollout"])
             clock.spend("reward", baseline.seconds["reward"])

@@ -27,6 +27,12 @@ from .scored import Group, Scored, groups_of, put_together
 _ROUND = 2**32  # noise of the prompts of a round is that of prompt `_ROUND * round + i`: never of one in the batch
 
 Draw = Callable[..., Scored]
+Further = Callable[[random.Random], dict[str, Any]]
+
+
+def uniformly(data: Dataset) -> Further:
+    """Any of the dataset's rows."""
+    return lambda chooser: data[chooser.randrange(len(data))]
 
 
 @dataclass(slots=True)
@@ -46,14 +52,14 @@ class Resampler:
         args: `num_generations`, `num_generations_max`, `dynamic_sampling` and `dynamic_sampling_max_rounds`.
         weights: `(K,)` weights of the rewards.
         judges_steps: `(K,)` bool. Step rewards say nothing about a group's spread.
-        data: Where further prompts come from.
+        further: Gives another prompt, at random; None without `dynamic_sampling`.
         process_index: Processes draw different ones.
     """
 
     args: GRPOConfig
     weights: torch.Tensor
     judges_steps: torch.Tensor
-    data: Dataset | None
+    further: Further | None
     process_index: int
 
     @property
@@ -134,10 +140,9 @@ class _Search:
 
     def replace(self, silent: list[int], number: int, chooser: random.Random) -> list[int]:
         """Other prompts in the place of these; which of those are silent."""
-        data = self.of.data
-        assert data is not None  # the trainer refuses a stream
+        assert self.of.further is not None  # the trainer refuses a stream
         for p in silent:
-            self.rows[p] = data[chooser.randrange(len(data))]
+            self.rows[p] = self.of.further(chooser)
             self.indices[p] = self.indices[p] % _ROUND + _ROUND * number
         drawn = self._drawn("dynamic_sampling", silent, self.of.args.num_generations, 0)
         for p, group in zip(silent, groups_of(drawn), strict=True):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -22,9 +22,10 @@ from .adapter_source import (
     read_base_config,
 )
 from .attention import use_group_attention
-from .data import Prompt, PromptEncoder
+from .data import EmptyPrompt, EncodedPrompt, Prompt, PromptEncoder
 from .free_memory import pick_device
 from .policy import CompletionScorer, base_model_of, context_limit, packing_problem
+from .quantized import keep_quantized
 from .rollout import GroupSampler, SamplingParams
 
 QUANTIZED = ("nf4", "fp4", "int8")
@@ -107,6 +108,8 @@ def load_policy(
     if source is not None:
         model = load_adapter(cast(PreTrainedModel, model), source)
     model.eval()
+    # Before anything is computed: bitsandbytes' own forward would change the layers in the first pass, a probe's too
+    keep_quantized(model)
     return LoadedPolicy(model, tokenizer, name, adapter)
 
 
@@ -137,6 +140,7 @@ def sample_side_by_side(
     num_generations: int = 1,
     seed: int = 0,
     chat: bool = True,
+    origins: Sequence[str] | None = None,
 ) -> list[PromptSamples]:
     """Draw completions from the base, from base + adapter, or from both with the same noise.
 
@@ -148,6 +152,7 @@ def sample_side_by_side(
         num_generations: G, completions per prompt and model.
         seed: Key of the noise: completion g of prompt p draws the stream `(seed, 0, p, g)`, whoever draws.
         chat: Write texts as a user's message in the tokenizer's chat template, if it has one.
+        origins: What errors call each prompt ("prompts.jsonl, line 3"); by default "prompt 0", "prompt 1", ...
 
     Raises:
         ValueError: without an adapter where one is asked for, for a prompt that does not fit the model's context, and
@@ -156,14 +161,13 @@ def sample_side_by_side(
     if which != "base" and policy.adapter is None:
         raise ValueError(f"which={which!r} needs an adapter: pass one, or which='base'")
     written: list[Prompt] = [as_message(prompt, policy.tokenizer, chat) for prompt in prompts]
-    base = base_model_of(policy.model)
-    prompt_ids = _encode(written, policy.tokenizer, base, params.max_new_tokens)
-    shared = use_group_attention(base) and packing_problem(base, CompletionScorer(base, params.temperature)) is None
-    sampler = GroupSampler(policy.model, policy.tokenizer, params, shared_prompts=shared)
+    encoder = PromptEncoder(policy.tokenizer)
+    encoded = encode_prompts(written, encoder, base_model_of(policy.model), params.max_new_tokens, origins)
+    prompt_ids = [prompt.ids for prompt in encoded]
+    sampler = group_sampler(policy.model, policy.tokenizer, params)
     found = [PromptSamples(prompt, {}) for prompt in written]
     for who in ("base", "adapter") if which == "both" else (which,):
-        off = isinstance(policy.model, PeftModel) and who == "base"
-        with cast(PeftModel, policy.model).disable_adapter() if off else nullcontext():
+        with speaking_as(who, policy.model):
             rollouts = sampler.generate(prompt_ids, num_generations, seed=seed)
         texts = policy.tokenizer.batch_decode(rollouts.completion_ids, skip_special_tokens=True)
         samples = [
@@ -184,26 +188,64 @@ def as_message(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, chat: bool) -
     return prompt
 
 
-def _encode(
-    prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, completion: int
-) -> list[list[int]]:
+def group_sampler(
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, params: SamplingParams
+) -> GroupSampler:
+    """A sampler that shares prompts where the model can, which a probe finds out."""
+    base = base_model_of(model)
+    shared = use_group_attention(base) and packing_problem(base, CompletionScorer(base, params.temperature)) is None
+    return GroupSampler(model, tokenizer, params, shared_prompts=shared)
+
+
+@contextmanager
+def speaking_as(who: str, model: PreTrainedModel | PeftModel) -> Iterator[None]:
+    """The model with its adapter off for "base", and as it is for "adapter"."""
+    off = isinstance(model, PeftModel) and who == "base"
+    with cast(PeftModel, model).disable_adapter() if off else nullcontext():
+        yield
+
+
+def encode_prompts(
+    prompts: Sequence[Prompt],
+    encoder: PromptEncoder,
+    model: PreTrainedModel,
+    completion: int,
+    origins: Sequence[str] | None = None,
+) -> list[EncodedPrompt]:
+    """Prompts as token ids, each of which the model's context has room for.
+
+    Args:
+        prompts: Texts or lists of messages.
+        encoder: Of the tokenizer.
+        model: For its context.
+        completion: Tokens that a completion may have.
+        origins: What errors call each prompt; by default "prompt 0", "prompt 1", ...
+
+    Raises:
+        ValueError: no prompts, one without tokens, one that is too long, or messages without a chat template.
+    """
     if not prompts:
         raise ValueError("prompts is empty: there is nothing to complete")
-    encoder = PromptEncoder(tokenizer)
     context = context_limit(model)
     # Rotary positions go on beyond the context, a table of learned positions ends
     rotary = getattr(model.config.get_text_config(), "rope_parameters", None) is not None
-    ids = []
+    room = None if context is None else context - (1 if rotary else completion)
+    encoded = []
     for number, prompt in enumerate(prompts):
-        if not isinstance(prompt, str) and tokenizer.chat_template is None:
+        name = f"prompt {number}" if origins is None else origins[number]
+        if not isinstance(prompt, str) and encoder.tokenizer.chat_template is None:
+            raise ValueError(f"{name} is a list of messages, and the tokenizer has no chat template: pass text")
+        try:
+            encoded.append(encoder.encode(prompt))
+        except EmptyPrompt:
             raise ValueError(
-                f"prompt {number} is a list of messages, and the tokenizer has no chat template: pass text"
-            )
-        ids.append(encoder.encode(prompt).ids)
-        room = None if context is None else context - (1 if rotary else completion)
-        if room is not None and len(ids[-1]) > room:
+                f"{name} has no tokens ({prompt!r:.80}): there is nothing to go on from. Write something, or leave "
+                "it out."
+            ) from None
+        length = len(encoded[-1].ids)
+        if room is not None and length > room:
             raise ValueError(
-                f"prompt {number} has {len(ids[-1])} tokens, and the model's context of {context} has room for {room} "
+                f"{name} has {length} tokens, and the model's context of {context} has room for {room} "
                 "beside a completion: shorten it" + ("." if rotary else f", or lower max_new_tokens={completion}.")
             )
-    return ids
+    return encoded

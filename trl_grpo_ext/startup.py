@@ -12,13 +12,13 @@ from accelerate.utils import DistributedType
 from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel
 from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.trainer_pt_utils import AcceleratorConfig
 from trl.trainer.grpo_config import GRPOConfig as TRLGRPOConfig
 from trl.trainer.utils import get_config_model_id
 
 from .attention import use_group_attention
 from .config import GRPOConfig
-from .data import PromptEncoder, check_columns, check_prompts, repeat_stream
+from .curriculum import pass_reward
+from .data import PromptEncoder, check_columns, check_prompts
 from .policy import (
     CompletionScorer,
     adapter_base,
@@ -183,12 +183,14 @@ def check_train_dataset(dataset: Dataset | IterableDataset, args: GRPOConfig) ->
     """Refuse a dataset that does not fill one generation, of which training would silently do nothing.
 
     Raises:
-        ValueError: says how many prompts there are, and how many it takes; and for `dynamic_sampling` on a stream.
+        ValueError: says how many prompts there are, and how many it takes; and for a field that a stream excludes.
     """
-    if args.dynamic_sampling and isinstance(dataset, IterableDataset):
+    asked = [f"curriculum={args.curriculum!r}"] * (args.curriculum is not None)
+    asked += ["dynamic_sampling=True"] * args.dynamic_sampling
+    if asked and isinstance(dataset, IterableDataset):
         raise ValueError(
-            "dynamic_sampling=True needs a train_dataset that can be indexed, as further prompts are drawn from it at "
-            "random; it is an IterableDataset. Load it without streaming, or set dynamic_sampling=False."
+            f"{' and '.join(asked)} cannot be used without a train_dataset that can be indexed, as prompts are drawn "
+            "from it at random; it is an IterableDataset. Load it without streaming, or leave the field(s) unset."
         )
     prompts = cast(int, args.generation_batch_size) // args.num_generations
     if isinstance(dataset, Dataset) and len(dataset) < prompts:
@@ -273,7 +275,7 @@ def make_rewards(
     """The scorer of all rewards, and their weights, `(K,)`.
 
     Raises:
-        ValueError: if groups are to be drawn on and no reward judges whole completions.
+        ValueError: if groups are to be drawn on and no reward judges whole completions; see also `pass_reward`.
     """
     scorer = RewardScorer(
         reward_funcs,
@@ -285,6 +287,8 @@ def make_rewards(
         max_failure_rate=args.reward_max_failure_rate,
         failures_file=Path(str(args.output_dir)) / "reward_failures.jsonl",
     )
+    if args.curriculum is not None:
+        pass_reward(args.curriculum_reward, scorer.names)
     asked = [f"num_generations_max={args.num_generations_max}"] * (args.num_generations_max is not None)
     asked += ["dynamic_sampling=True"] * args.dynamic_sampling
     if asked and bool(scorer.judges_steps.all()):
@@ -309,30 +313,3 @@ def reward_weights(weights: Sequence[float] | None, names: Sequence[str]) -> tor
             f"{list(names)}: give one weight per reward function"
         )
     return torch.tensor(weights, dtype=torch.float32)
-
-
-def group_order(args: GRPOConfig) -> dict[str, Any]:
-    """Arguments that `GroupOrder` and `repeat_stream` share."""
-    return {
-        "num_generations": args.num_generations,
-        "batch_size": args.per_device_train_batch_size,
-        "steps_per_generation": args.steps_per_generation,
-        "num_iterations": args.num_iterations,
-        "world_size": args.world_size,
-        "shuffle": args.shuffle_dataset,
-        "seed": args.seed,
-    }
-
-
-def grouped_stream(data: Dataset | IterableDataset, args: GRPOConfig) -> Dataset | IterableDataset:
-    """A stream in the order of `GroupOrder`, every process reading its own (rows are not tensors); or the dataset."""
-    if not isinstance(data, IterableDataset):
-        return data
-    cast(AcceleratorConfig, args.accelerator_config).dispatch_batches = False
-    if args.dataloader_num_workers:
-        logger.warning(
-            f"dataloader_num_workers={args.dataloader_num_workers} is set to 0: several workers would take turns "
-            "within a stream's groups and mix them up."
-        )
-        args.dataloader_num_workers = 0
-    return repeat_stream(data, **group_order(args))

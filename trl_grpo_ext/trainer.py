@@ -43,14 +43,13 @@ from .policy import (
     is_default_checkpointing,
     no_gradient_loss,
 )
+from .row_order import group_order, grouped_stream
 from .startup import (
     EvalDataset,
     as_dict,
     check_all_prompts,
     check_train_dataset,
     choose_packing,
-    group_order,
-    grouped_stream,
     load_policy,
     make_rewards,
     make_sampler,
@@ -335,7 +334,7 @@ class GRPOTrainer(HubPublishing):
         self.create_model_card(model_name=Path(self.args.hub_model_id or str(self.args.output_dir)).name)
         folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         # Before super(), which pushes the folder to the Hub: all processes' files belong to it
-        save_state(folder, self.args, self._feed, self._experience, self._reference)
+        save_state(folder, self.args, self._feed, self._experience, self._reference, self._maker.curriculum)
         self.accelerator.wait_for_everyone()
         super()._save_checkpoint(model, trial)
 
@@ -344,6 +343,6 @@ class GRPOTrainer(HubPublishing):
         if checkpoint is None:
             return
         place = place_in_cycle(self.args, self.state.global_step, self._get_train_sampler())
-        restored = load_state(Path(checkpoint), self.args, self._feed, self._reference, place)
+        restored = load_state(Path(checkpoint), self.args, self._feed, self._reference, self._maker.curriculum, place)
         if restored is not None:
             self._experience = restored

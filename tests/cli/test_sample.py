@@ -65,6 +65,8 @@ def test_bad_input_is_one_line(adapter: Path, tmp_path: Path, capsys: pytest.Cap
     (tmp_path / "empty.txt").touch()
     (tmp_path / "folder").mkdir()
     base = str(tmp_path / "base")
+    holes = str(tmp_path / "holes.jsonl")
+    Path(holes).write_text('{"prompt": "ab"}\n\n{"prompt": ""}\n')
     for argv, message in (
         (["--model", base], "nothing to complete"),
         (["--prompt", "ab"], "model and adapter are both missing"),
@@ -72,16 +74,31 @@ def test_bad_input_is_one_line(adapter: Path, tmp_path: Path, capsys: pytest.Cap
         (["--adapter", str(tmp_path / "none"), "--prompt", "ab"], "is not a folder"),
         (["--adapter", str(tmp_path / "folder"), "--prompt", "ab"], "has no adapter_config.json"),
         (["--model", base, "--which", "both", "--prompt", "ab"], "--which both needs --adapter"),
-        (["--model", base, "--prompt", "x" * 300], "prompt 0 has 300 tokens, and the model's context of 256"),
+        (["--model", base, "--prompt", "x" * 300], "--prompt 1 has 300 tokens, and the model's context of 256"),
         (["--model", base, "--prompt", "ab", "--top-p", "0"], "top_p=0.0 must be in (0, 1]"),
         (["--model", base, "--prompt", "ab", "--num-generations", "0"], "num_generations=0 must be at least 1"),
         (["--model", base, "--prompt", "ab", "--temperature", "-1"], "temperature=-1.0 must be above 0"),
-        (["--model", base, "--prompt", ""], "no tokens"),
+        (["--model", base, "--prompt", "ab", ""], "--prompt 2 has no tokens (''): there is nothing to go on from"),
+        (["--model", base, "--prompts", holes], "holes.jsonl, line 3 has no tokens"),
     ):
         assert main(["sample", *argv]) == 2, argv
         error = capsys.readouterr().err.splitlines()
         assert error[-1].startswith("trl-grpo sample: error: ") and message in error[-1]
         assert not any("Traceback" in line for line in error)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [("folder", "is a folder, and a file is to be written"), ("text.txt/out.json", "text.txt is not a folder")],
+)
+def test_a_file_that_cannot_be_written_is_refused_before_a_model_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], path: str, message: str
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "text.txt").touch()
+    argv = ["sample", "--model", str(tmp_path / "no-model"), "--prompt", "ab", "--json", str(tmp_path / path)]
+    assert main(argv) == 2
+    assert message in capsys.readouterr().err  # and nothing of the model that is not there
 
 
 def test_from_a_shell(adapter: Path) -> None:

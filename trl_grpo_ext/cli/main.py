@@ -15,6 +15,7 @@ from .. import __version__
 
 COMMANDS = {
     "merge": "merge an adapter into its base's original weights, and check the result",
+    "difficulty": "measure how often a model solves each prompt, and filter prompts by it",
     "push": "upload what a run has left on disk to the Hub",
     "sample": "generate from base, adapter, or both side by side",
     "train": "train with GRPO, from a YAML file or the command line; or show what that would be",

@@ -6,44 +6,19 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from .main import OK
+from .model_options import ModelOptions, check_writable
 from .parser import CommandParser, Gather
 
 if TYPE_CHECKING:
     from ..data import Prompt
-    from ..side_by_side import LoadedPolicy, PromptSamples, Which
+    from ..side_by_side import LoadedPolicy, PromptSamples
 
 _DESCRIPTION = """\
 Generate from a base model, from base + adapter, or from both side by side with the same random numbers, so that
 completions differ by the adapter alone."""
-
-
-@dataclass
-class SampleModel:
-    """Who generates."""
-
-    _argument_group_name: ClassVar[str] = "model"
-
-    model: str | None = field(
-        default=None, metadata={"help": "folder or Hub id of the base; by default the one adapter_config.json names"}
-    )
-    revision: str | None = field(default=None, metadata={"help": "revision of the base on the Hub"})
-    adapter: str | None = field(default=None, metadata={"help": "folder or Hub id of an adapter", "metavar": "DIR"})
-    which: Literal["base", "adapter", "both"] | None = field(
-        default=None, metadata={"help": "who generates; by default both where there is an adapter"}
-    )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
-        default="auto", metadata={"help": "of the weights; auto: as they are stored"}
-    )
-    quantize: Literal["nf4", "fp4", "int8"] | None = field(
-        default=None, metadata={"help": "quantize the base while loading it, by bitsandbytes"}
-    )
-    device: str | None = field(
-        default=None, metadata={"help": "cpu, cuda, cuda:1, ...; by default the GPU if there is one"}
-    )
-    trust_remote_code: bool = field(default=False, metadata={"help": "run modelling code that comes with the base"})
 
 
 @dataclass
@@ -93,18 +68,24 @@ class SampleOutput:
 
 def run(argv: Sequence[str]) -> int:
     """Generate, print, and return the exit code."""
-    groups = [SampleModel, SamplePrompts, SampleDraws, SampleOutput]
+    groups = [ModelOptions, SamplePrompts, SampleDraws, SampleOutput]
     who, what, how, output = CommandParser("sample", _DESCRIPTION, groups).read(argv)
     if not what.prompt and what.prompts is None:
         raise ValueError("there is nothing to complete: pass --prompt TEXT or --prompts FILE")
     if how.num_generations < 1:
         raise ValueError(f"num_generations={how.num_generations} must be at least 1")
+    which = who.speakers()
+    if output.json is not None:
+        check_writable("--json", output.json)
 
-    from ..data import read_prompts
+    from ..data import numbered_prompts
     from ..rollout import SamplingParams
-    from ..side_by_side import load_policy, sample_side_by_side
+    from ..side_by_side import sample_side_by_side
 
-    prompts: list[Prompt] = [*(what.prompt or []), *(read_prompts(what.prompts) if what.prompts else [])]
+    lines = numbered_prompts(what.prompts) if what.prompts else []
+    prompts: list[Prompt] = [*(what.prompt or []), *(prompt for _, prompt in lines)]
+    origins = [f"--prompt {number}" for number, _ in enumerate(what.prompt or [], 1)]
+    origins += [f"--prompts {what.prompts}, line {number}" for number, _ in lines]
     greedy = how.temperature == 0
     params = SamplingParams(
         max_new_tokens=how.max_new_tokens,
@@ -113,20 +94,16 @@ def run(argv: Sequence[str]) -> int:
         top_k=how.top_k,
         greedy=greedy,
     )
-    which: Which = who.which or ("base" if who.adapter is None else "both")
-    if which != "base" and who.adapter is None:
-        raise ValueError(f"--which {which} needs --adapter")
-    policy = load_policy(
-        who.model,
-        who.adapter,
-        revision=who.revision,
-        dtype=who.dtype,
-        quantize=who.quantize,
-        device=who.device,
-        trust_remote_code=who.trust_remote_code,
-    )
+    policy = who.load()
     found = sample_side_by_side(
-        policy, prompts, which, params, num_generations=how.num_generations, seed=how.seed, chat=what.chat
+        policy,
+        prompts,
+        which,
+        params,
+        num_generations=how.num_generations,
+        seed=how.seed,
+        chat=what.chat,
+        origins=origins,
     )
     _print(found)
     if output.json is not None:

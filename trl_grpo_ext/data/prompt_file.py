@@ -16,6 +16,15 @@ def read_prompts(path: str | os.PathLike[str]) -> list[Prompt]:
     Raises:
         ValueError: if there is no such file, it has no prompts, or a line is not one.
     """
+    return [prompt for _, prompt in numbered_prompts(path)]
+
+
+def numbered_prompts(path: str | os.PathLike[str]) -> list[tuple[int, Prompt]]:
+    """The same, each with the number of its line.
+
+    Raises:
+        ValueError: as in `read_prompts`.
+    """
     file = Path(path)
     try:
         lines = file.read_text(encoding="utf-8").split("\n")  # not at the separators that a prompt may hold
@@ -25,8 +34,8 @@ def read_prompts(path: str | os.PathLike[str]) -> list[Prompt]:
     if not numbered:
         raise ValueError(f"prompts={str(file)!r} has no prompts: it is empty. Write one per line.")
     if file.suffix not in (".jsonl", ".json"):
-        return [line for _, line in numbered]
-    prompts: list[Prompt] = []
+        return list(numbered)
+    prompts: list[tuple[int, Prompt]] = []
     for number, line in numbered:
         try:
             value = json.loads(line)
@@ -38,5 +47,5 @@ def read_prompts(path: str | os.PathLike[str]) -> list[Prompt]:
             value = value["prompt"]
         if problem := form_problem(value):
             raise ValueError(f"prompts={str(file)!r}, line {number}: the prompt {problem}")
-        prompts.append(value)
+        prompts.append((number, value))
     return prompts

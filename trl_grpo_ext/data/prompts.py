@@ -30,6 +30,10 @@ class EncodedPrompt:
     prefill: str  # what the prompt already wrote of the completion: "<think>\n" where a template opens the reasoning
 
 
+class EmptyPrompt(ValueError):
+    """A prompt without a single token."""
+
+
 class PromptEncoder:
     """Applies the chat template to conversational prompts and tokenizes.
 
@@ -59,14 +63,14 @@ class PromptEncoder:
         """Token ids of one prompt. Special tokens are added to plain text only: a chat template writes its own.
 
         Raises:
-            ValueError: if the prompt is neither text nor messages, or has no tokens.
+            ValueError: if the prompt is neither text nor messages, or (`EmptyPrompt`) has no tokens.
         """
         if problem := form_problem(prompt):
             raise ValueError(f"a prompt {problem}")
         text = self.text(prompt)
         ids = self.tokenizer(text, add_special_tokens=isinstance(prompt, str))["input_ids"]
         if not ids:
-            raise ValueError(f"a prompt has no tokens: {prompt!r:.80}. Leave such rows out with dataset.filter.")
+            raise EmptyPrompt(f"a prompt has no tokens: {prompt!r:.80}. Leave such rows out with dataset.filter.")
         opened = _OPENED_AT_END.search(text)
         if opened is None and not isinstance(prompt, str) and prompt[-1]["role"] == "assistant":
             opened = _OPENED_IN_MESSAGE.search(_texts(prompt[-1:])[0])
