@@ -91,7 +91,7 @@ def test_without_a_command_and_the_version(capsys: pytest.CaptureFixture[str]) -
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == "0.1.0\n"
     assert main(["no-such-thing"]) == 2
-    assert "choose one of merge, push, sample, train" in capsys.readouterr().err
+    assert f"choose one of {', '.join(COMMANDS)}" in capsys.readouterr().err
 
 
 def test_a_refusal_is_one_line_and_a_traceback_on_demand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

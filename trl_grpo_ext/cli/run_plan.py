@@ -76,7 +76,8 @@ def make_plan(
     quantization: BitsAndBytesConfig | None,
     train: Dataset | IterableDataset,
     evaluation: dict[str, Any],
-    rewards: Sequence[tuple[str, float]],
+    rewards: Sequence[Any],
+    names: Sequence[str],
     shown: int,
 ) -> RunPlan:
     """Resolve a run on the model's config and tokenizer alone, with the checks that the trainer makes at its start.
@@ -90,10 +91,19 @@ def make_plan(
     from ..adapter_source import quantization_of as stored_quantization
     from ..data import PromptEncoder
     from ..memory_estimate import meta_model
-    from ..startup import as_dict, check_all_prompts, check_train_dataset, named_datasets, resolve_tokenizer
+    from ..startup import (
+        as_dict,
+        check_all_prompts,
+        check_train_dataset,
+        make_rewards,
+        named_datasets,
+        resolve_tokenizer,
+    )
 
     datasets = named_datasets(train, evaluation or None)
     check_train_dataset(train, args)
+    scorer, weights = make_rewards(list(rewards), None, args)
+    scorer.close()
     dtype = _dtype(args, config)
     meta = meta_model(config, dtype, args.trust_remote_code)
     tokenizer = resolve_tokenizer(tokenizer, meta, args)
@@ -114,7 +124,7 @@ def make_plan(
         eval_rows={name: len(data) if isinstance(data, Dataset) else None for name, data in evaluation.items()},
         shown=examples,
         lengths=lengths,
-        rewards=list(rewards),
+        rewards=list(zip(names, weights.tolist(), strict=True)),
         memory=memory,
         steps=planned_steps(args, len(train) if isinstance(train, Dataset) else None),
         args=args,
@@ -124,7 +134,7 @@ def make_plan(
 def planned_steps(args: GRPOConfig, rows: int | None) -> Steps:
     """Optimizer steps, by what `GroupOrder` and `transformers.Trainer` do with so many rows."""
     from ..data import GroupOrder
-    from ..startup import group_order
+    from ..row_order import group_order
 
     micro_batches = args.per_device_train_batch_size * args.world_size
     accumulated = args.gradient_accumulation_steps

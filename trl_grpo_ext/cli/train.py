@@ -76,12 +76,16 @@ def config_sections() -> dict[str, list[str]]:
     from ..config import GRPOConfig
 
     names = [f.name for f in fields(GRPOConfig) if f.init]
-    own = [name for name in GRPOConfig.__annotations__ if name in names and name not in _EVERYDAY]
     found: dict[str, list[str]] = {"run (transformers.TrainingArguments)": [n for n in _EVERYDAY if n in names]}
-    title = "GRPO"
-    for name in own:
-        title = _SECTIONS.get(name, title)
-        found.setdefault(title, []).append(name)
+    own: list[str] = []
+    for part in GRPOConfig.__mro__:  # its fields, and those of themes that have a class of their own
+        if part.__module__.startswith(__package__.split(".")[0]):
+            title = f"GRPO: {part.__name__.removesuffix('Fields').lower()}"
+            for name in part.__annotations__:
+                if name in names and name not in (*_EVERYDAY, *own):
+                    title = _SECTIONS.get(name, title)
+                    found.setdefault(title, []).append(name)
+                    own.append(name)
     found["everything else (transformers.TrainingArguments)"] = [
         name for name in names if name not in own and name not in _EVERYDAY
     ]
@@ -118,7 +122,6 @@ class _Inputs:
     evaluation: dict[str, Any]  # name -> dataset
     rewards: list[Any]
     names: list[str]
-    weights: list[float]
 
 
 def _resolve(groups: Sequence[Any], args: GRPOConfig) -> _Inputs:
@@ -138,8 +141,7 @@ def _resolve(groups: Sequence[Any], args: GRPOConfig) -> _Inputs:
     train_arguments, eval_arguments = prompt_arguments(prompts), eval_prompt_arguments(prompts)
     specs = reward_specs(rewards)
     functions, own_weights = load_rewards(specs)
-    weights = merged_weights(own_weights, specs, args.reward_weights)
-    args.reward_weights = weights
+    args.reward_weights = merged_weights(own_weights, specs, args.reward_weights)
     _check_resume(args)
     model, revision = _base(who, args)
     if args.output_dir == "trainer_output":  # transformers', where none is given; TRL names it after the model
@@ -159,7 +161,6 @@ def _resolve(groups: Sequence[Any], args: GRPOConfig) -> _Inputs:
         evaluation={name: _load(name, arguments | reading, args) for name, arguments in eval_arguments.items()},
         rewards=functions,
         names=[spec["name"] for spec in specs],
-        weights=weights,
     )
 
 
@@ -227,7 +228,8 @@ def _show(inputs: _Inputs, shown: int) -> None:
             quantization=inputs.quantization,
             train=inputs.train,
             evaluation=inputs.evaluation,
-            rewards=list(zip(inputs.names, inputs.weights, strict=True)),
+            rewards=inputs.rewards,
+            names=inputs.names,
             shown=shown,
         )
     if inputs.args.process_index == 0:
