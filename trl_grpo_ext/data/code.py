@@ -5,6 +5,5 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-CODE = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()[
-    :16
-]
+_FILES = sorted(Path(__file__).parent.glob("*.py"))
+CODE = hashlib.sha256(b"".join(path.read_bytes() for path in _FILES)).hexdigest()[:16]

@@ -38,6 +38,7 @@ def load_prompts(
     skip: int = 0,
     take: int | None = None,
     stopping_strategy: str = "first_exhausted",
+    unreadable: str = "error",
     streaming: bool = False,
     report: PromptReport | None = None,
 ) -> Dataset | IterableDataset:
@@ -45,7 +46,7 @@ def load_prompts(
 
     In this order: rows are read, golds parsed and templates applied; rows outside of the pass-rate band, too long ones,
     contaminated ones and duplicates are left out, counted and reported; the sources are mixed, shuffled, and cut by
-    `skip` and `take`. A row that cannot be read is an error, never left out.
+    `skip` and `take`. A row that cannot be read is an error, unless it is said otherwise.
 
     Args:
         source: what to read, one, several (one after the other) or a mapping of sources to weights (a mixture):
@@ -59,8 +60,8 @@ def load_prompts(
             column to keep -> its column.
         answer: how gold answers are written: "gsm8k" (after ####), "boxed", "number", "text" (as it is), "raw".
         template: "r1" (arXiv:2501.12948, Table 1, as a system prompt), "r1-zero" (the same as plain text),
-            "qwen-boxed", "plain" (the problem alone, as a user message), Jinja of a plain-text prompt or a path to a .jinja file, or
-            a mapping {system, user, assistant} of a conversation.
+            "qwen-boxed", "plain" (the problem alone, as a user message), Jinja of a plain-text prompt or a .jinja file,
+            or a mapping {system, user, assistant} of a conversation.
         system_prompt: in place of the template's; "" for none.
         few_shot: examples before the problem, rows of {problem, answer, solution} or a JSON Lines file of them.
         overrides: per source, any of these arguments that concern one source: {"math": {"template": "qwen-boxed"}}.
@@ -77,6 +78,8 @@ def load_prompts(
         skip: prompts to leave out at the start.
         take: prompts to take, at most.
         stopping_strategy: when a mixture ends, as in `datasets.interleave_datasets`.
+        unreadable: what becomes of a row without a problem, or whose answer cannot be parsed: "error", or "drop", which
+            counts and reports it.
         streaming: an `IterableDataset`, in constant memory.
         report: is filled with the counts.
 
@@ -101,6 +104,7 @@ def load_prompts(
         "decontaminate_ngram": decontaminate_ngram,
         "decontaminate_share": decontaminate_share,
         "pass_rate": pass_rate,
+        "unreadable": unreadable,
         "seed": seed,
     }
     whole = Choice(shuffle, seed, skip, take)

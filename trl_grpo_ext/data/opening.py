@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 from datasets import Dataset, IterableDataset, load_dataset
 from datasets.exceptions import DatasetGenerationError
@@ -12,7 +12,7 @@ from .procedural import procedural_rows
 from .reasoning_gym import reasoning_gym_rows
 from .sources import PROCEDURAL, Location, Source, reader_of
 
-Rows = Dataset | IterableDataset
+Rows: TypeAlias = Dataset | IterableDataset
 
 
 def open_rows(where: Location, split: str, config: str | None, seed: int, streaming: bool) -> Rows:
@@ -57,8 +57,8 @@ def _local(where: Location, streaming: bool) -> Rows:
     extra: Mapping[str, Any] = {"sep": "\t"} if path.removesuffix(".gz").endswith(".tsv") else {}
     try:
         return load_dataset(str(reader_of(path)), data_files=path, split="train", streaming=streaming, **extra)
-    except (DatasetGenerationError, UnicodeDecodeError, ValueError) as error:
-        cause = error.__cause__ or error
+    except (DatasetGenerationError, StopIteration, UnicodeDecodeError, ValueError) as error:
+        cause = error.__cause__ or (error if str(error) else "it holds no rows")
         raise ValueError(
             f"source={where.name!r}: {path} cannot be read: {cause}. Every row must have the same columns, each of one "
             "type."

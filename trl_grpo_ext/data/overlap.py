@@ -13,13 +13,13 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from .screens import RowByRow, normalized
-from .steps import Batch
+from .screens import normalized
+from .steps import Batch, Screen
 
 _WORD = re.compile(r"\w+")
 
 
-class Contamination(RowByRow):
+class Contamination(Screen):
     """Problems that share n-grams of words with an evaluation problem.
 
     An evaluation problem of fewer than n words is compared as a whole, signs included, as a duplicate is.
@@ -61,11 +61,13 @@ class Contamination(RowByRow):
         shared: dict[int, int] = {}
         first: dict[int, tuple[str, ...]] = {}
         for gram in self._ngrams(problem):
-            for number in self._of_ngram.get(gram, ()):
-                shared[number] = shared.get(number, 0) + 1
-                first.setdefault(number, gram)
-        number = max(shared, key=lambda n: shared[n] / self._problems[n][2], default=None)
-        if number is None or shared[number] < self.share * self._problems[number][2]:
+            for known in self._of_ngram.get(gram, ()):
+                shared[known] = shared.get(known, 0) + 1
+                first.setdefault(known, gram)
+        if not shared:
+            return ""
+        number = max(shared, key=lambda n: shared[n] / self._problems[n][2])
+        if shared[number] < self.share * self._problems[number][2]:
             return ""
         source, row, total = self._problems[number]
         return (

@@ -16,12 +16,13 @@ from .opening import declaration, open_rows
 from .overlap import Contamination
 from .report import PromptReport
 from .rows import Columns, Preparation, features_of, find_columns
-from .screens import DEDUPLICATE, PassRateBand, TokenLimit
+from .screens import DEDUPLICATE, PassRateBand, TokenLimit, Unreadable
 from .sources import Location, Source, locate
 from .steps import Screen, apply_screen, map_rows
 from .templates import Prompter, make_prompter
 
 STOPPING = ("first_exhausted", "all_exhausted", "all_exhausted_without_replacement")
+UNREADABLE = ("error", "drop")
 SHUFFLE_BUFFER = 10_000
 _CHOICE = ("shuffle", "skip", "take")
 
@@ -46,7 +47,7 @@ class Choice:
         if not self.skip and self.take is None:
             return rows
         end = len(rows) if self.take is None else min(len(rows), self.skip + self.take)
-        return rows.select(range(min(self.skip, len(rows)), end))
+        return rows.select(range(self.skip, end) if self.skip < end else [])
 
 
 @dataclass
@@ -79,6 +80,7 @@ class SourcePlan:
             self.prompter,
             tuple(features),
             self.deduplicate,
+            self.arguments["unreadable"] == "drop",
             report if streaming else None,
         )
         rows = map_rows(self.rows, preparation, preparation.key, Features(features), f"prompts of {self.name}")
@@ -93,7 +95,7 @@ class SourcePlan:
     def _screens(
         self, tokenizer: PreTrainedTokenizerBase | None, chat_template_kwargs: Mapping[str, Any] | None
     ) -> list[Screen]:
-        screens: list[Screen] = []
+        screens: list[Screen] = [Unreadable()] if self.arguments["unreadable"] == "drop" else []
         if self.arguments["pass_rate"] is not None:
             if all(key != "pass_rate" for key, _, _ in self.columns.extra):
                 raise ValueError(
@@ -200,7 +202,7 @@ def contamination_of(arguments: Mapping[str, Any]) -> Contamination:
         declared = declaration(where)
         rows = open_rows(where, declared.evaluation_split, None, arguments["seed"], streaming=False)
         columns = find_columns(name, declared, rows.features, None, None)
-        preparation = Preparation(name, declared, columns, make_prompter("plain"), ("problem",), "off", None)
+        preparation = Preparation(name, declared, columns, make_prompter("plain"), ("problem",), "off", False, None)
         features = Features({"problem": Value("string")})
         found.add(name, map_rows(rows, preparation, preparation.key, features, f"problems of {name}")["problem"])
     return found
@@ -234,6 +236,8 @@ def _check_source_arguments(name: str, arguments: dict[str, Any]) -> None:
         raise ValueError(f"decontaminate_share={share!r} must be within 0..1.")
     if isinstance(arguments["decontaminate"], str):
         raise ValueError(f"decontaminate={arguments['decontaminate']!r} must be a list of sources: put it in brackets.")
+    if arguments["unreadable"] not in UNREADABLE:
+        raise ValueError(f"unreadable={arguments['unreadable']!r} must be one of {', '.join(UNREADABLE)}.")
     if band is not None and (len(band) != 2 or not 0 <= band[0] <= band[1] <= 1):
         raise ValueError(f"pass_rate={band!r} must be two numbers, 0 <= lowest <= highest <= 1.")
     _check_choice(arguments.get("skip", 0), arguments.get("take"), f" of source={name!r}")

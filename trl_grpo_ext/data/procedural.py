@@ -112,7 +112,8 @@ def generate(task: str, split: str, seed: int, code: str, rows: int, **options: 
         ValueError: there are fewer different problems than asked for.
     """
     draw = random.Random(f"{task} {split} {seed}")
-    make, seen = _TASKS[task][0], set()
+    make = _TASKS[task][0]
+    seen: set[str] = set()
     for _ in range(rows * _TRIES):
         if len(seen) == rows:
             return

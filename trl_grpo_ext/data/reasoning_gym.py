@@ -1,6 +1,6 @@
 """Tasks of reasoning-gym (github.com/open-thought/reasoning-gym), an optional package: `reasoning_gym:<task>`.
 
-Its scorers judge an answer by the whole entry that it was made for, which travels as the column `reasoning_gym`: see
+Its scorers judge an answer by the entry that it was made for. Which one that is, the column `reasoning_gym` says: see
 `trl_grpo_ext.rewards.reasoning_gym`.
 """
 
@@ -44,9 +44,14 @@ def reasoning_gym_rows(
     own = {key: _literal(value) for key, value in options.items() if key != "rows"}
     drawn = seed + (_TEST_SEED if split == "test" else 0)
     try:
-        gym.create_dataset(task, size=1, seed=drawn, **own)
+        first = [gym.create_dataset(task, size=int(rows), seed=drawn, **own)[0]["question"] for _ in range(2)]
     except (AssertionError, TypeError, ValueError) as error:
         raise ValueError(f"config of source={source!r}: reasoning-gym refuses {own}: {error}") from error
+    if first[0] != first[1]:
+        raise ValueError(
+            f"source={source!r}: reasoning-gym makes other problems of this task each time it is asked, under one seed, so "
+            "that a reward cannot know what was asked. Choose another task."
+        )
     arguments = {"task": task, "rows": int(rows), "seed": drawn, "options": own, "version": _version(gym), "code": CODE}
     kind = IterableDataset if streaming else Dataset
     return kind.from_generator(generate, gen_kwargs=arguments)
@@ -57,12 +62,13 @@ def generate(
 ) -> Iterator[dict[str, Any]]:
     """The rows of a task. `version` and `code` are there for the cache."""
     entries = importlib.import_module("reasoning_gym").create_dataset(task, size=rows, seed=seed, **options)
-    for entry in entries:
-        known = {"task": task, "entry": entry}
+    for index in range(rows):
+        entry = entries[index]
+        where = {"task": task, "rows": rows, "seed": seed, "options": options, "index": index}
         yield {
             "problem": str(entry["question"]),
             "answer": "" if entry["answer"] is None else str(entry["answer"]),
-            "reasoning_gym": json.dumps(known, default=_plain),
+            "reasoning_gym": json.dumps(where),
         }
 
 
@@ -86,12 +92,3 @@ def _literal(value: str) -> Any:
         return json.loads(value)
     except json.JSONDecodeError:
         return value
-
-
-def _plain(value: Any) -> Any:
-    """What JSON has no form for: sets and tuples as lists, numbers of numpy, anything else as text."""
-    if isinstance(value, (set, frozenset)):
-        return sorted(value, key=str)
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    return str(value)

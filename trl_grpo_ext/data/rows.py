@@ -12,14 +12,14 @@ from typing import Any
 from datasets import Features, List, Value
 
 from .golds import PARSERS
+from .prompts import Prompt
 from .report import PromptReport
 from .screens import problem_key
 from .sources import Source
 from .steps import Batch
 from .templates import Prompter
 
-INTERNAL = ("_row", "_key")
-_OWN = ("problem", "prompt", "solution", "source")
+INTERNAL = ("_row", "_key", "_unreadable")
 _KINDS: dict[str, Any] = {
     "text": Value("string"),
     "int": Value("int64"),
@@ -95,9 +95,9 @@ def find_columns(
     ]
     taken = {key for key, _, _ in extra}
     for key, (kind, candidates) in declared.extra:
-        column = next((column for column in candidates if column in features), None)
-        if key not in taken and column is not None:
-            extra.append((key, column, kind))
+        found = next((column for column in candidates if column in features), None)
+        if key not in taken and found is not None:
+            extra.append((key, found, kind))
     if "pass_rate" in features and "pass_rate" not in taken:
         extra.append(("pass_rate", "pass_rate", "float"))
     return Columns(problem, (gold[0], answer or gold[1]), tuple(extra))
@@ -112,6 +112,7 @@ def features_of(columns: Columns, conversational: bool) -> dict[str, Any]:
         "source": Value("string"),
         "_row": Value("int64"),
         "_key": Value("int64"),
+        "_unreadable": Value("string"),
     }
     return made | {key: _KINDS[kind] if isinstance(kind, str) else kind for key, _, kind in columns.extra}
 
@@ -127,18 +128,19 @@ class Preparation:
         prompter: Prompter,
         names: tuple[str, ...],
         deduplicate: str,
+        drop_unreadable: bool,
         report: PromptReport | None,
     ) -> None:
         self.name, self.declared, self.columns, self.prompter = name, declared, columns, prompter
         self.names = names  # of all columns to write: those that other sources have alone are None
-        self.deduplicate = deduplicate
+        self.deduplicate, self.drop_unreadable = deduplicate, drop_unreadable
         self.report = report  # of a stream, which is counted as it is read
 
     @property
     def key(self) -> Any:
         """All that the rows depend on."""
         parts = [self.name, asdict(self.declared), repr(self.columns), asdict(self.prompter), self.names]
-        return json.dumps([*parts, self.deduplicate], sort_keys=True, default=str)
+        return json.dumps([*parts, self.deduplicate, self.drop_unreadable], sort_keys=True, default=str)
 
     def __call__(self, batch: Batch, indices: list[int]) -> dict[str, list[Any]]:
         if self.report is not None:
@@ -148,24 +150,34 @@ class Preparation:
         made: dict[str, list[Any]] = {name: [] for name in self.names}
         for offset, index in enumerate(indices):
             row = {name: values[offset] for name, values in batch.items()}
-            kept = {key: self._kept(key, row[column], kind, index) for key, column, kind in self.columns.extra}
-            problem, solution = self._problem(row, index), self._solution(row, index)
             try:
-                prompt = self.prompter(problem, {**row, **kept})
+                values = self._row(row, index)
             except ValueError as error:
-                raise ValueError(f"source={self.name!r}, row {index}: {error}") from error
-            values = {
-                **kept,
-                "problem": problem,
-                "prompt": prompt,
-                "solution": solution,
-                "source": self.name,
-                "_row": index,
-                "_key": problem_key(problem, self.deduplicate),
-            }
+                if not self.drop_unreadable:
+                    raise
+                nothing: Prompt = [] if self.prompter.conversational else ""
+                values = {"problem": str(row[self.columns.problem[0]]), "prompt": nothing, "_unreadable": str(error)}
+            values |= {"source": self.name, "_row": index}
             for name, column in made.items():
                 column.append(values.get(name))
         return made
+
+    def _row(self, row: Mapping[str, Any], index: int) -> dict[str, Any]:
+        kept = {key: self._kept(key, row[column], kind, index) for key, column, kind in self.columns.extra}
+        problem, solution = self._problem(row, index), self._solution(row, index)
+        try:
+            prompt = self.prompter(problem, {**row, **kept})
+        except ValueError as error:
+            raise ValueError(f"source={self.name!r}, row {index}: {error}") from error
+        key = problem_key(problem, self.deduplicate)
+        return {
+            **kept,
+            "problem": problem,
+            "prompt": prompt,
+            "solution": solution,
+            "_key": key,
+            "_unreadable": "",
+        }
 
     def _problem(self, row: Mapping[str, Any], index: int) -> str:
         if self.declared.statement is not None:
@@ -175,8 +187,8 @@ class Preparation:
             value = row[column]
             if not isinstance(value, str) or not value.strip():
                 raise ValueError(
-                    f"source={self.name!r}, row {index}: {column!r} is {value!r:.80}; a problem must be text. Leave "
-                    "such rows out of the file, or name the right column: columns={'problem': ...}."
+                    f"source={self.name!r}, row {index}: {column!r} is {value!r:.80}; a problem must be text. Name "
+                    "the right column, columns={'problem': ...}, or leave such rows out, counted: unreadable='drop'."
                 )
             parts.append(value.strip())
         return " ".join(parts)
@@ -189,7 +201,8 @@ class Preparation:
             shown = str(row[column])
             raise ValueError(
                 f"source={self.name!r}, row {index}: {column!r} {error}, it is {shown[-80:]!r}. Correct the row, or "
-                f"say how the answers are written: answer= one of {', '.join(PARSERS)} (now {parser!r})."
+                f"say how the answers are written: answer= one of {', '.join(PARSERS)} (now {parser!r}), or leave such "
+                "rows out, counted: unreadable='drop'."
             ) from error
 
     def _kept(self, key: str, value: Any, kind: Any, index: int) -> Any:

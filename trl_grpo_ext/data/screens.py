@@ -13,7 +13,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from .prompts import PromptEncoder
-from .steps import Batch
+from .steps import Batch, Screen
 
 DEDUPLICATE = ("normalized", "exact", "off")
 # A stream's memory of the problems it has seen: 2^29 bits (64 MiB) and 12 of them per problem. After 10 million
@@ -26,14 +26,17 @@ _GAP = re.compile(r"\s+")
 _OUTER_GAP = re.compile(r"(?<!\w) | (?!\w)")
 
 
-class RowByRow:
-    """A rule that knows nothing of other rows."""
+class Unreadable(Screen):
+    """Rows without a problem, or whose answer cannot be parsed."""
 
-    def restart(self) -> None:
-        """Nothing to forget."""
+    rule = "unreadable"
+    columns = ("_unreadable",)
+
+    def __call__(self, batch: Batch) -> list[str]:
+        return batch["_unreadable"]
 
 
-class TokenLimit(RowByRow):
+class TokenLimit(Screen):
     """Prompts of more tokens than `limit`, as the trainer counts them: after the chat template."""
 
     rule = "too long"
@@ -56,7 +59,7 @@ class TokenLimit(RowByRow):
         return ["" if n <= self.limit else f"{n} tokens, more than {self.limit}" for n in lengths]
 
 
-class PassRateBand(RowByRow):
+class PassRateBand(Screen):
     """Prompts that the base model solves too rarely or too often to learn from."""
 
     rule = "outside of the pass-rate band"
@@ -99,7 +102,7 @@ def first_of_each(keys: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return first[inverse]
 
 
-class SeenBefore:
+class SeenBefore(Screen):
     """Duplicates in a stream, in memory that does not grow: a Bloom filter of the problems' keys (Bloom 1970)."""
 
     rule = "duplicates"

@@ -7,7 +7,7 @@ function: tokenizers, indexes of n-grams and compiled templates do not pickle to
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow.compute as pc
 from datasets import Dataset, Features, IterableDataset, Value
@@ -20,21 +20,23 @@ Batch = Mapping[str, list[Any]]
 STREAM_BATCH = 256  # rows that a stream reads ahead
 
 
-class Screen(Protocol):
-    """A rule that leaves rows out."""
+class Screen:
+    """A rule that leaves rows out: by `rule` the report names it, and it looks at `columns` alone."""
 
-    rule: str  # what the report calls it
-    columns: tuple[str, ...]  # what it looks at
+    rule: str = ""
+    columns: tuple[str, ...] = ()
 
     @property
     def key(self) -> Any:
         """All that its verdicts depend on, beside the rows: for the cache."""
+        return None
 
     def restart(self) -> None:
         """Forget the rows seen so far: a new pass over a stream begins."""
 
     def __call__(self, batch: Batch) -> list[str]:
         """Of each row why it is left out; "" where it is kept."""
+        raise NotImplementedError
 
 
 def map_rows(
@@ -94,7 +96,7 @@ def apply_screen(rows: Any, screen: Screen, report: PromptReport) -> Any:
     for index in dropped:
         row = shown[index]
         report.drop(row["source"], screen.rule, row["_row"], row["problem"], why[index].as_py())
-    return rows.select(pc.indices_nonzero(pc.equal(why, "")).to_numpy())
+    return rows.select(pc.indices_nonzero(pc.equal(why, "")).to_numpy().astype(int))
 
 
 class _Sieve:

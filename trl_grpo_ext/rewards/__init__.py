@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .marks import in_process, row_wise
     from .multiple_choice import MultipleChoiceReward, multiple_choice_reward
     from .process_reward_model import ProcessRewardModel
+    from .reasoning_gym import ReasoningGymReward
     from .registry import load_rewards
     from .repetition import repetition_reward
     from .runner import Limits
@@ -36,6 +37,7 @@ _MODULE_OF = {
     "Limits": "runner",
     "MultipleChoiceReward": "multiple_choice",
     "ProcessRewardModel": "process_reward_model",
+    "ReasoningGymReward": "reasoning_gym",
     "RewardError": "failures",
     "RewardScorer": "scoring",
     "SafetyReward": "safety",
@@ -71,6 +73,7 @@ __all__ = [
     "Limits",
     "MultipleChoiceReward",
     "ProcessRewardModel",
+    "ReasoningGymReward",
     "RewardError",
     "RewardScorer",
     "SafetyReward",

@@ -44,6 +44,7 @@ _MAKERS = {
     "language": "trl_grpo_ext.rewards.language:LanguageConsistencyReward",
     "length": "trl_grpo_ext.rewards.length:LengthReward",
     "multiple_choice": "trl_grpo_ext.rewards.multiple_choice:MultipleChoiceReward",
+    "reasoning_gym": "trl_grpo_ext.rewards.reasoning_gym:ReasoningGymReward",
     "repetition": "trl_grpo_ext.rewards.repetition:repetition_reward",
     "safety": "trl_grpo_ext.rewards.safety:SafetyReward",
     "soft_overlong": "trl_grpo_ext.rewards.length:soft_overlong_reward",

@@ -1,0 +1,124 @@
+r"""Each template, as the rows of `load_prompts` and as two families of chat templates write it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from trl_grpo_ext import load_prompts
+from trl_grpo_ext.data.prompts import PromptEncoder
+from trl_grpo_ext.data.templates import QWEN_SYSTEM_PROMPT, R1_SYSTEM_PROMPT, make_prompter
+
+R1 = R1_SYSTEM_PROMPT
+SHOT = {"problem": "1 + 1?", "answer": "2", "solution": "One more than one."}
+
+
+def wrapped(tokenizer: PreTrainedTokenizerFast, *messages: tuple[str, str]) -> str:
+    """What the two families write, by hand."""
+    if "im_start" in tokenizer.chat_template:
+        turns = "".join(f"<|im_start|>{role}\n{content}<|im_end|>\n" for role, content in messages)
+        return f"{turns}<|im_start|>assistant\n"
+    turns = "".join(f"<|start_header_id|>{role}<|end_header_id|>\n\n{content}<|eot_id|>" for role, content in messages)
+    return f"<|begin_of_text|>{turns}<|start_header_id|>assistant<|end_header_id|>\n\n"
+
+
+CONVERSATIONS = {
+    "r1": [("system", R1), ("user", "2 + 3?")],
+    "qwen-boxed": [("system", QWEN_SYSTEM_PROMPT), ("user", "2 + 3?")],
+    "plain": [("user", "2 + 3?")],
+}
+
+
+@pytest.mark.parametrize("template", CONVERSATIONS)
+def test_conversations(template: str, chat_tokenizer: PreTrainedTokenizerFast, write: Callable[..., str]) -> None:
+    file = write("a.jsonl", [{"problem": "2 + 3?", "answer": "5"}])
+    prompt = load_prompts(file, template=template)[0]["prompt"]
+    assert prompt == [{"role": role, "content": content} for role, content in CONVERSATIONS[template]]
+    assert PromptEncoder(chat_tokenizer).text(prompt) == wrapped(chat_tokenizer, *CONVERSATIONS[template])
+
+
+def test_r1_zero_is_text_that_no_chat_template_touches(
+    chat_tokenizer: PreTrainedTokenizerFast, write: Callable[..., str]
+) -> None:
+    file = write("a.jsonl", [{"problem": "2 + 3?", "answer": "5"}])
+    prompt = load_prompts(file, template="r1-zero")[0]["prompt"]
+    assert prompt == f"{R1} User: 2 + 3?. Assistant:"
+    assert PromptEncoder(chat_tokenizer).text(prompt) == prompt
+
+
+EXAMPLES = {
+    "r1": "<think> One more than one. </think><answer> 2 </answer>",
+    "qwen-boxed": "One more than one.\nThe answer is $\\boxed{2}$.",
+    "plain": "One more than one.",
+}
+
+
+@pytest.mark.parametrize("template", EXAMPLES)
+def test_examples_are_turns_of_the_conversation(template: str, chat_tokenizer: PreTrainedTokenizerFast) -> None:
+    prompter = make_prompter(template, system_prompt="Be brief.", few_shot=[SHOT])
+    turns = [("system", "Be brief."), ("user", "1 + 1?"), ("assistant", EXAMPLES[template]), ("user", "2 + 3?")]
+    prompt = prompter("2 + 3?", {})
+    assert prompt == [{"role": role, "content": content} for role, content in turns]
+    assert PromptEncoder(chat_tokenizer).text(prompt) == wrapped(chat_tokenizer, *turns)
+
+
+def test_examples_in_text_and_without_a_solution(tmp_path: Path) -> None:
+    file = tmp_path / "shots.jsonl"
+    file.write_text('{"problem": "1 + 1?", "answer": "2"}\n', encoding="utf-8")
+    prompt = make_prompter("r1-zero", system_prompt="Think.", few_shot=str(file))("2 + 3?", {})
+    assert prompt == "Think. User: 1 + 1?. Assistant: <answer> 2 </answer> User: 2 + 3?. Assistant:"
+
+
+def test_box_of_a_worked_solution_is_not_written_twice() -> None:
+    shot = {"problem": "1 + 1?", "answer": "2", "solution": r"It is \boxed{2}."}
+    assert make_prompter("qwen-boxed", few_shot=[shot])("x", {})[2]["content"] == r"It is \boxed{2}."
+
+
+def test_empty_system_prompt_is_none() -> None:
+    assert make_prompter("r1", system_prompt="")("x", {}) == [{"role": "user", "content": "x"}]
+
+
+def test_own_templates(write: Callable[..., str], tmp_path: Path, chat_tokenizer: PreTrainedTokenizerFast) -> None:
+    file = write("a.jsonl", [{"problem": "2 + 3? {{ 7 * 6 }}", "answer": "5", "hint": "count"}])
+    text = "{{ system_prompt }}Q: {{ problem }} ({{ hint }})\nA:"
+    (tmp_path / "own.jinja").write_text(text, encoding="utf-8")
+    for template in (text, str(tmp_path / "own.jinja")):
+        prompt = load_prompts(file, template=template, system_prompt="Go. ")[0]["prompt"]
+        assert prompt == "Go. Q: 2 + 3? {{ 7 * 6 }} (count)\nA:"  # what a problem holds is never run
+    parts = {"system": "S", "user": "Q: {{ problem }}", "assistant": "A: {{ answer }}"}
+    turns = [("system", "S"), ("user", "Q: 1 + 1?"), ("assistant", "A: 2"), ("user", "Q: 2 + 3? {{ 7 * 6 }}")]
+    prompt = load_prompts(file, template=parts, few_shot=[SHOT])[0]["prompt"]
+    assert PromptEncoder(chat_tokenizer).text(prompt) == wrapped(chat_tokenizer, *turns)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"template": "r2"}, r"template='r2' is not known \(did you mean 'r1'\?\)"),
+        ({"template": "none.jinja"}, "template='none.jinja' cannot be read"),
+        ({"template": "Q: {{ problem"}, "line 1, is no Jinja"),
+        ({"template": "{% if true %}x{% endif %}"}, "does not show the problem"),
+        ({"template": {"user": "{{ problem }}", "assistent": ""}}, r"template has the keys \['user', 'assistent'\]"),
+        ({"template": "{{ problem }}", "system_prompt": "S"}, "system_prompt is given, but .* has no place for it"),
+        ({"template": "{{ problem }}", "few_shot": [SHOT]}, "few_shot is given, but .* has no place for it"),
+        ({"few_shot": [{"question": "1 + 1?"}]}, "few_shot, row 0 is .* an example has problem and answer"),
+        ({"few_shot": "none.jsonl"}, "few_shot='none.jsonl' cannot be read"),
+    ],
+)
+def test_refusals(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_prompter(**{"template": "r1", **arguments})  # type: ignore[arg-type]
+
+
+def test_template_that_fails_on_a_row_says_which(write: Callable[..., str]) -> None:
+    file = write("a.jsonl", [{"problem": "2 + 3?", "answer": "5"}])
+    with pytest.raises(ValueError, match=r"a\.jsonl', row 0: template=.* cannot be rendered: 'hint' is undefined"):
+        load_prompts(file, template="{{ problem }} {{ hint }}")
+
+
+def test_sandbox() -> None:
+    with pytest.raises(ValueError, match="cannot be rendered: access to attribute '__class__'"):
+        make_prompter("{{ problem.__class__.__mro__ }}")("x", {})
