@@ -272,6 +272,12 @@ def test_arguments_of_load_prompts() -> None:
     assert list(held_out) == ["x", "y"]
     assert (held_out["x"]["split"], held_out["x"]["take"], held_out["x"]["template"]) == ("test", 3, "plain")
     assert "pass_rate" not in held_out["x"]
+    # A set known by name has its own columns, another one those of the training's
+    options = replace(options, columns={"problem": "q"}, answer="boxed", overrides={"a": {"take": 1}, "x": {"take": 2}})
+    named = train_inputs.eval_prompt_arguments(replace(options, eval_dataset=["gsm8k:a.jsonl", "x"]))
+    assert [named[name]["columns"] for name in named] == [None, {"problem": "q"}]
+    assert [named[name]["answer"] for name in named] == [None, "boxed"]
+    assert [named[name]["overrides"] for name in named] == [None, {"x": {"take": 2}}]
     options = replace(options, eval_dataset={"source": "x", "template": "r1"})
     assert train_inputs.eval_prompt_arguments(options)["x"]["template"] == "r1"
 

@@ -88,10 +88,15 @@ def eval_prompt_arguments(options: TrainPrompts) -> dict[str, dict[str, Any]]:
 
 
 def _of_source(source: str, options: TrainPrompts) -> dict[str, Any]:
-    """What training says of a source is said of that one alone."""
+    """What training says of a source is said of that one alone, and the columns of a set known by name are known."""
+    from ..data.sources import PROCEDURAL, REASONING_GYM, SOURCES
+
     overrides = {name: values for name, values in (options.overrides or {}).items() if name == source}
     config = options.dataset_config if source == options.dataset else None
-    return {"source": source, "overrides": overrides or None, "config": config}
+    found = {"source": source, "overrides": overrides or None, "config": config}
+    known = (*SOURCES, PROCEDURAL, REASONING_GYM, *(declared.hub for declared in SOURCES.values()))
+    declared = source != options.dataset and source.partition(":")[0] in known
+    return found | ({"columns": None, "answer": None} if declared else {})
 
 
 def reward_specs(options: TrainRewards) -> list[dict[str, Any]]:
