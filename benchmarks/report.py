@@ -12,6 +12,7 @@ from statistics import mean, median
 from typing import Any
 
 from firewall_report import firewall_section
+from prompts_report import prompts_section
 from rewards_report import rewards_section
 from rich.console import Console
 from rich.table import Table
@@ -105,11 +106,12 @@ def write_markdown(folder: Path) -> None:
     text = [
         "# Results",
         "",
-        "Written by `benchmarks/step.py` and `benchmarks/firewall.py` (medians over the runs) and "
-        "`benchmarks/rewards.py`; `README.md` says what is measured and how.",
+        "Written by `benchmarks/step.py` and `benchmarks/firewall.py` (medians over the runs), "
+        "`benchmarks/rewards.py` and `benchmarks/prompts.py`; `README.md` says what is measured and how.",
         *(line for one in kept for line in markdown_section(one)),
         *rewards_section(folder / "results" / "rewards.json"),
         *firewall_section(folder / "results" / "firewall.json"),
+        *prompts_section(folder / "results" / "prompts.json"),
     ]
     (folder / "RESULTS.md").write_text("\n".join(text) + "\n")
 

@@ -457,9 +457,14 @@ def test_its_record_makes_the_run_again(
 
 
 def test_a_run_goes_on_from_its_last_checkpoint(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def rates() -> list[float]:
+        history = json.loads((trained / "trainer_state.json").read_text())["log_history"]
+        return [entry["learning_rate"] for entry in history if "loss" in entry]
+
+    before = rates()
     argv = ["--config", str(trained.parent / "run.yaml"), "--max-steps", "3", "--resume-from-checkpoint", "true"]
     assert main(["train", *argv]) == 0
-    state = json.loads((trained / "trainer_state.json").read_text())
-    assert state["global_step"] == 3
-    assert len([entry for entry in state["log_history"] if "loss" in entry]) == 3
+    assert len(before) == 2
+    assert rates()[:2] == before  # of a run of two steps; one of three decays more slowly
+    assert len(rates()) == 3
     capsys.readouterr()

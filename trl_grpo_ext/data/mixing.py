@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 from datasets import Dataset, IterableDataset, concatenate_datasets, interleave_datasets
 
 from .plan import Choice, SourcePlan
-from .report import PromptReport
+from .report import MAX_SHOWN, DroppedPrompt, PromptReport
 from .rows import INTERNAL
 from .screens import SeenBefore, first_of_each
 from .steps import STREAM_BATCH, Batch, apply_screen
@@ -71,9 +72,10 @@ def finish(mixed: Any, whole: Choice, report: PromptReport) -> Dataset | Iterabl
         if next(iter(rows), None) is None:
             raise _nothing_left(" + ".join(report.sources), report)
         return rows
-    kept = Counter(rows.with_format("arrow")[:]["source"].to_pylist()) if len(rows) else Counter()
+    names = rows.select_columns("source").with_format("arrow")[:]["source"]
+    kept = {entry["values"]: entry["counts"] for entry in pc.value_counts(names).to_pylist()}
     for name, counts in report.sources.items():
-        counts.kept = kept[name]
+        counts.kept = kept.get(name, 0)
         counts.unused = max(0, counts.read - sum(counts.dropped.values()) - counts.kept)
     if len(rows) == 0:
         raise _nothing_left(" + ".join(report.sources), report)
@@ -82,19 +84,24 @@ def finish(mixed: Any, whole: Choice, report: PromptReport) -> Dataset | Iterabl
 
 def without_duplicates(prepared: Sequence[Dataset], report: PromptReport) -> list[Dataset]:
     """The data sets, without rows whose key an earlier row of any of them has."""
-    keys = [np.asarray(rows.with_format("numpy")["_key"][:], dtype=np.int64) for rows in prepared]
+    keys = [
+        np.asarray(rows.select_columns("_key").with_format("numpy")[:]["_key"], dtype=np.int64) for rows in prepared
+    ]
     first = first_of_each(np.concatenate(keys))
     starts = np.cumsum([0, *map(len, keys)])
     unique = []
     for number, rows in enumerate(prepared):
         own = first[starts[number] : starts[number + 1]]
         is_first = own == np.arange(starts[number], starts[number + 1])
-        for index in np.flatnonzero(~is_first).tolist():
-            owner = int(np.searchsorted(starts, own[index], side="right")) - 1
-            original = prepared[owner][int(own[index] - starts[owner])]
-            row = rows[index]
-            why = f"the same as row {original['_row']} of {original['source']}"
-            report.drop(row["source"], SeenBefore.rule, row["_row"], row["problem"], why)
+        if not is_first.all():
+
+            def describe(index: int, rows: Dataset = rows, own: Any = own) -> DroppedPrompt:
+                owner = int(np.searchsorted(starts, own[index], side="right")) - 1
+                original = prepared[owner][int(own[index] - starts[owner])]
+                why = f"the same as row {original['_row']} of {original['source']}"
+                return DroppedPrompt(rows[index]["_row"], rows[index]["problem"][:MAX_SHOWN], why)
+
+            report.drop_all(rows[0]["source"], SeenBefore.rule, np.flatnonzero(~is_first).tolist(), describe)
         unique.append(rows if is_first.all() else rows.select(np.flatnonzero(is_first)))
     return unique
 

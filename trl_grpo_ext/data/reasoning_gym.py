@@ -49,7 +49,7 @@ def reasoning_gym_rows(
         raise ValueError(f"config of source={source!r}: reasoning-gym refuses {own}: {error}") from error
     if first[0] != first[1]:
         raise ValueError(
-            f"source={source!r}: reasoning-gym makes other problems of this task each time it is asked, under one seed, so "
+            f"source={source!r}: under one seed reasoning-gym makes other problems of this task each time, so "
             "that a reward cannot know what was asked. Choose another task."
         )
     arguments = {"task": task, "rows": int(rows), "seed": drawn, "options": own, "version": _version(gym), "code": CODE}

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+MAX_SHOWN = 200  # characters of a problem
 
 
 @dataclass(frozen=True)
 class DroppedPrompt:
-    """One row that was left out: its index in the source, its problem (the first 200 characters) and why."""
+    """One row that was left out: its index in the source, its problem's first `MAX_SHOWN` characters, and why."""
 
     row: int
     problem: str
@@ -51,7 +54,15 @@ class PromptReport:
         counts.dropped[rule] += 1
         shown = counts.examples.setdefault(rule, [])
         if self.examples is None or len(shown) < self.examples:
-            shown.append(DroppedPrompt(row, problem[:200], why))
+            shown.append(DroppedPrompt(row, problem[:MAX_SHOWN], why))
+
+    def drop_all(self, source: str, rule: str, indices: list[int], describe: Callable[[int], DroppedPrompt]) -> None:
+        """Count many rows of one source at once; only those that are kept as examples are described."""
+        counts = self.of(source)
+        counts.dropped[rule] += len(indices)
+        shown = counts.examples.setdefault(rule, [])
+        room = len(indices) if self.examples is None else max(0, self.examples - len(shown))
+        shown += [describe(index) for index in indices[:room]]
 
     @property
     def read(self) -> int:

@@ -14,7 +14,7 @@ from datasets import Dataset, Features, IterableDataset, Value
 from datasets.fingerprint import Hasher
 
 from .code import CODE
-from .report import PromptReport
+from .report import MAX_SHOWN, DroppedPrompt, PromptReport
 
 Batch = Mapping[str, list[Any]]
 STREAM_BATCH = 256  # rows that a stream reads ahead
@@ -71,7 +71,7 @@ def map_rows(
 
 
 def apply_screen(rows: Any, screen: Screen, report: PromptReport) -> Any:
-    """The rows that a rule keeps; what it leaves out is counted, and a stream's is counted as it is read."""
+    """The rows of one source that a rule keeps; what it leaves out is counted, and a stream's as it is read."""
     if isinstance(rows, IterableDataset):
         return rows.map(
             _Sieve(screen, report),
@@ -93,9 +93,11 @@ def apply_screen(rows: Any, screen: Screen, report: PromptReport) -> Any:
     if not dropped:
         return rows
     shown = rows.select_columns(["_row", "source", "problem"])
-    for index in dropped:
-        row = shown[index]
-        report.drop(row["source"], screen.rule, row["_row"], row["problem"], why[index].as_py())
+
+    def describe(index: int) -> DroppedPrompt:
+        return DroppedPrompt(shown[index]["_row"], shown[index]["problem"][:MAX_SHOWN], why[index].as_py())
+
+    report.drop_all(shown[0]["source"], screen.rule, dropped, describe)
     return rows.select(pc.indices_nonzero(pc.equal(why, "")).to_numpy().astype(int))
 
 
