@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -102,7 +103,9 @@ def make_plan(
 
     datasets = named_datasets(train, evaluation or None)
     check_train_dataset(train, args)
-    scorer, weights = make_rewards(list(rewards), None, args)
+    no_workers = copy(args)
+    no_workers.reward_workers = 0  # nothing is judged here
+    scorer, weights = make_rewards(list(rewards), None, no_workers)
     scorer.close()
     dtype = _dtype(args, config)
     meta = meta_model(config, dtype, args.trust_remote_code)
