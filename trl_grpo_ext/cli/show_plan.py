@@ -119,9 +119,8 @@ def _steps(plan: RunPlan) -> Table:
         table.add_row("completions", f"{steps.completions:,.0f}")
     for name, rows in plan.eval_rows.items():
         count = "a stream" if rows is None else f"{rows:,} prompts"
-        table.add_row(
-            f"held out: {name}", f"{count}, {args.num_generations_eval or args.num_generations} completions each"
-        )
+        each = args.num_generations_eval or args.num_generations
+        table.add_row(f"held out: {name}", f"{count}, {each} completion{'s' * (each > 1)} each")
     return table
 
 
