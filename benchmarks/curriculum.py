@@ -17,13 +17,12 @@ Both sides get the same set, model, adapter, settings and number of rollouts, 12
 the quickstart's own set instead (`results/curriculum_quickstart.json`).
 
 Prints the rollouts after which accuracy first stayed at a level for two evaluations in a row, and accuracy at equal
-rollouts, means and standard deviations over seeds, and writes `results/curriculum.json`.
+rollouts, means and standard deviations over seeds, and writes `results/curriculum.json` and `RESULTS.md`.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import os
 import platform
@@ -31,19 +30,19 @@ import random
 import subprocess
 import sys
 import tempfile
+from datetime import date
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
+from curriculum_report import print_tables
+from report import write_markdown
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "recipes"))
 
 SIDES = {"uniform": {}, "curriculum": {"curriculum": "pass_rate"}}
 SHARES = {"easy": 0.5, "carry": 0.25, "long": 0.25}
-LEVELS = (0.6, 0.7, 0.8)
 ROLLOUTS_PER_STEP = 128
 
 
@@ -142,62 +141,6 @@ def run(
     }
 
 
-def rollouts_to(level: float, curve: list[dict[str, float]]) -> float | None:
-    """Where accuracy first is at `level` and still is at the next evaluation; None: nowhere."""
-    for point, following in itertools.pairwise(curve):
-        if point["accuracy"] >= level and following["accuracy"] >= level:
-            return point["rollouts"]
-    return None
-
-
-def spread(values: list[float]) -> str:
-    """Mean and standard deviation."""
-    return f"{mean(values):,.0f} ± {stdev(values) if len(values) > 1 else 0:,.0f}"
-
-
-def report(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Print the tables; what they say, as numbers."""
-    console = Console(width=110)
-    by_side = {side: [r for r in runs if r["side"] == side] for side in SIDES}
-    summary: dict[str, Any] = {"rollouts_to": {}, "accuracy_at": {}, "silent_groups": {}, "by_digits": {}}
-    table = Table(title="rollouts until held-out accuracy stays at the level")
-    for heading in ("level", *by_side, "by seed: " + ", ".join(by_side)):
-        table.add_column(heading, justify="right")
-    for level in LEVELS:
-        reached = {side: [rollouts_to(level, r["curve"]) for r in own] for side, own in by_side.items()}
-        summary["rollouts_to"][f"{level:.0%}"] = reached
-        cells = [
-            spread([v for v in values if v is not None]) if None not in values else f"{values.count(None)} never"
-            for values in reached.values()
-        ]
-        table.add_row(f"{level:.0%}", *cells, "; ".join(", ".join(map(str, values)) for values in reached.values()))
-    console.print(table)
-    table = Table(title="accuracy in percent at equal rollouts")
-    for heading in ("rollouts", *by_side, "difference by seed, points"):
-        table.add_column(heading, justify="right")
-    points = [point["rollouts"] for point in runs[0]["curve"]]
-    for at in [points[round(i * (len(points) - 1) / 5)] for i in range(6)]:
-        found = {
-            side: [100 * next(p["accuracy"] for p in r["curve"] if p["rollouts"] == at) for r in own]
-            for side, own in by_side.items()
-        }
-        summary["accuracy_at"][str(at)] = found
-        differences = [b - a for a, b in zip(found["uniform"], found["curriculum"], strict=True)]
-        cells = [f"{mean(v):.1f} ± {stdev(v) if len(v) > 1 else 0:.1f}" for v in found.values()]
-        table.add_row(f"{at:,}", *cells, ", ".join(f"{d:+.1f}" for d in differences))
-    console.print(table)
-    for side, own in by_side.items():
-        summary["silent_groups"][side] = [r["silent_groups"] for r in own]
-        summary["by_digits"][side] = {digits: [r["by_digits"][digits] for r in own] for digits in ("2", "3")}
-        by_digits = ", ".join(f"{digits}: {mean(values):.0%}" for digits, values in summary["by_digits"][side].items())
-        silent, tokens = mean(summary["silent_groups"][side]), mean(r["tokens_per_step"] for r in own)
-        console.print(
-            f"{side}: {silent:.0%} of groups without a signal, {tokens:,.0f} tokens trained on a step; accuracy at the "
-            f"end by number of digits: {by_digits}"
-        )
-    return summary
-
-
 def main() -> None:
     """Run, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -214,7 +157,8 @@ def main() -> None:
     arguments = parser.parse_args()
     file = arguments.results / ("curriculum.json" if arguments.practice == "mixed" else "curriculum_quickstart.json")
     if arguments.report:
-        report(json.loads(file.read_text())["runs"])
+        print_tables(json.loads(file.read_text())["runs"])
+        write_markdown(arguments.results.parent)
         return
     if arguments.one is not None:
         (side,), (seed,) = arguments.sides, arguments.seeds
@@ -242,7 +186,9 @@ def main() -> None:
                 environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(HERE.parent)}
                 subprocess.run(command, env=environment, check=True)
                 runs.append(json.loads(written.read_text()))
-    summary = report(runs) if set(arguments.sides) == set(SIDES) else {}
+    if set(arguments.sides) != set(SIDES):
+        return
+    print_tables(runs)
     arguments.results.mkdir(parents=True, exist_ok=True)
     settings = {
         "practice": arguments.practice,
@@ -250,8 +196,9 @@ def main() -> None:
         "every": arguments.every,
         "options": arguments.options,
     }
-    machine = {"machine": platform.platform(), "cores": os.cpu_count()}
-    file.write_text(json.dumps({**machine, **settings, "summary": summary, "runs": runs}, indent=2) + "\n")
+    machine = {"date": date.today().isoformat(), "machine": platform.platform(), "cores": os.cpu_count()}
+    file.write_text(json.dumps({**machine, **settings, "runs": runs}, indent=1) + "\n")
+    write_markdown(arguments.results.parent)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+from curriculum_report import curriculum_section
 from firewall_report import firewall_section
 from prompts_report import prompts_section
 from rewards_report import rewards_section
@@ -107,11 +108,13 @@ def write_markdown(folder: Path) -> None:
         "# Results",
         "",
         "Written by `benchmarks/step.py` and `benchmarks/firewall.py` (medians over the runs), "
-        "`benchmarks/rewards.py` and `benchmarks/prompts.py`; `README.md` says what is measured and how.",
+        "`benchmarks/rewards.py`, `benchmarks/prompts.py` and `benchmarks/curriculum.py`; `README.md` says what is measured "
+        "and how.",
         *(line for one in kept for line in markdown_section(one)),
         *rewards_section(folder / "results" / "rewards.json"),
         *firewall_section(folder / "results" / "firewall.json"),
         *prompts_section(folder / "results" / "prompts.json"),
+        *curriculum_section(folder / "results"),
     ]
     (folder / "RESULTS.md").write_text("\n".join(text) + "\n")
 

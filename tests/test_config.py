@@ -21,7 +21,7 @@ from trl_grpo_ext.config_rules import CHOICES, REFUSED, RULES
 
 OWN_FIELDS = {"kl_estimator", "kl_in_reward", "attention_packing", "advantage_estimator", "num_generations_max"} | {
     "dynamic_sampling", "dynamic_sampling_max_rounds", "rollout_dequantize", "reference_rounds",
-    "adapter_name_or_path", "adapter_revision",
+    "adapter_name_or_path", "adapter_revision", "eval_pass_at_k", "eval_pass_at_k_reward",
     "curriculum", "curriculum_reward", "curriculum_floor", "curriculum_decay",
     *(f"reward_{name}" for name in ("timeout", "memory_mb", "workers", "concurrency", "max_failure_rate")),
 }  # fmt: skip
@@ -362,6 +362,33 @@ def test_only_one_of_the_generation_sizes_may_be_set(make: Callable[..., GRPOCon
     assert problem.startswith("generation_batch_size=16 and steps_per_generation=2 must not both be set")
 
 
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"eval_pass_at_k": []}, "eval_pass_at_k=[] must be a list of different integers"),
+        ({"eval_pass_at_k": [1, 1]}, "eval_pass_at_k=[1, 1] must be a list of different integers"),
+        ({"eval_pass_at_k": [0, 2]}, "eval_pass_at_k=[0, 2] must be a list of different integers of at least 1"),
+        ({"eval_pass_at_k": 4}, "eval_pass_at_k=4 must be a list"),
+        ({"eval_pass_at_k": [1, 9]}, "eval_pass_at_k=[1, 9] must be at most 8, the completions per prompt"),
+        ({"eval_pass_at_k": [1, 3], "num_generations_eval": 2}, "Set num_generations_eval=3, or lower k."),
+        ({"eval_pass_at_k": [1], "eval_pass_at_k_reward": ""}, "eval_pass_at_k_reward='' must be the name"),
+        ({"eval_pass_at_k_reward": "accuracy_reward"}, "has an effect only with eval_pass_at_k"),
+        ({"metric_for_best_model": "pass@4"}, "eval_pass_at_k=None does not ask for it. Add 4 to eval_pass_at_k."),
+        ({"metric_for_best_model": "eval_hard_pass@4", "eval_pass_at_k": [1, 8]}, "Add 4 to eval_pass_at_k."),
+    ],
+)
+def test_pass_at_k_of_an_evaluation(make: Callable[..., GRPOConfig], settings: dict[str, Any], problem: str) -> None:
+    [found] = problems_of(make, **settings)
+    assert problem in found
+
+
+def test_pass_at_k_from_the_command_line(tmp_path: Any) -> None:
+    [args] = HfArgumentParser(GRPOConfig).parse_args_into_dataclasses(
+        ["--output_dir", str(tmp_path), "--eval_pass_at_k", "1", "4", "--metric_for_best_model", "pass@4"]
+    )
+    assert args.eval_pass_at_k == [1, 4] and args.greater_is_better
+
+
 def test_eval_batch_holds_whole_groups(make: Callable[..., GRPOConfig]) -> None:
     settings = {"eval_strategy": "steps", "num_generations": 4, "per_device_eval_batch_size": 6}
     (problem,) = problems_of(make, **settings)
@@ -627,3 +654,43 @@ def test_tokens_are_in_no_text_of_a_config(make: Callable[..., GRPOConfig]) -> N
         assert "v2" in text
     assert config.hub_token == token
     assert config.model_init_kwargs == {"token": token, "revision": "v2"}
+
+
+# --- The curriculum ---
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"curriculum": "pass-rate"}, "curriculum='pass-rate' must be one of 'pass_rate', or unset"),
+        ({"curriculum_floor": 1.1}, "curriculum_floor=1.1 must be a number in [0, 1]"),
+        ({"curriculum_floor": None}, "curriculum_floor=None must be a number in [0, 1]"),
+        ({"curriculum_decay": 0.0}, "curriculum_decay=0.0 must be a number in (0, 1]"),
+        ({"curriculum_decay": 1.5}, "curriculum_decay=1.5 must be a number in (0, 1]"),
+        ({"curriculum_reward": ""}, "curriculum_reward='' must be the name of a reward function"),
+        ({"shuffle_dataset": False}, "shuffle_dataset=False must not come with curriculum='pass_rate'"),
+    ],
+)
+def test_a_curriculum_s_fields(make: Callable[..., GRPOConfig], settings: dict[str, Any], message: str) -> None:
+    (problem,) = problems_of(make, **{"curriculum": "pass_rate"} | settings)
+    assert problem.startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("curriculum_floor", 0.2), ("curriculum_decay", 1.0), ("curriculum_reward", "right")]
+)
+def test_options_of_a_curriculum_without_one_are_refused(
+    make: Callable[..., GRPOConfig], field: str, value: Any
+) -> None:
+    (problem,) = problems_of(make, **{field: value})
+    assert problem == (
+        f"{field}={value!r} has an effect only with curriculum='pass_rate'. Set that, or leave it unset."
+    )
+    config = make(**{"curriculum": "pass_rate", field: value})
+    assert getattr(config, field) == value
+
+
+def test_trl_s_config_comes_without_a_curriculum(make_trl: Callable[..., TRLGRPOConfig]) -> None:
+    config = GRPOConfig.from_trl(make_trl())
+    assert (config.curriculum, config.curriculum_reward) == (None, None)
+    assert (config.curriculum_floor, config.curriculum_decay) == (0.1, 0.99)

@@ -11,6 +11,7 @@ from trl.trainer.grpo_config import GRPOConfig as TRLGRPOConfig
 
 from .config_checks import InvalidConfigError, refused_features, settled_problems, value_problems
 from .config_curriculum import CurriculumFields
+from .config_evaluation import EvaluationFields
 from .config_rules import GENERATION_KEYS
 from .credentials import known_tokens, redacted, without_tokens
 
@@ -26,7 +27,7 @@ def _help(text: str, default: Any) -> Any:
 
 
 @dataclass
-class GRPOConfig(CurriculumFields, _BaseConfig):
+class GRPOConfig(CurriculumFields, EvaluationFields, _BaseConfig):
     r"""Settings of `GRPOTrainer`: the fields below, and all of [`~transformers.TrainingArguments`].
 
     Where TRL's `GRPOConfig` has a field of the same name, default and meaning are TRL's; the help text of each field

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .config_curriculum import curriculum_problems
+from .config_evaluation import evaluation_problems
 from .config_rules import CHOICES, DDP, GENERATION_KEYS, REFUSED, REFUSED_ENVIRONMENT, RULE_OF, RULES, integer, number
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def value_problems(config: GRPOConfig) -> list[str]:
     for field, allowed in CHOICES.items():
         problems += _choice_problem(field, getattr(config, field), allowed)
     checks = (_reward_weights, _kl_in_reward, _living_reference, _estimator, _resampling, _both_generation_sizes)
-    for check in (*checks, _adapter_source, curriculum_problems):
+    for check in (*checks, _adapter_source, curriculum_problems, evaluation_problems):
         problems += check(config)
     return problems
 

@@ -24,6 +24,7 @@ from .evaluating import evaluating
 from .experience import Experience, MicroBatch, StepBatch
 from .metrics import CompletionLog, MetricLog, StepClock, length_metrics, reward_metrics
 from .objective import kl_penalised_rewards
+from .pass_rates import PassRates
 from .policy import AdapterOff, LivingReference, Snapshot, TokenScores
 from .resampling import Resampled, Resampler, uniformly
 from .rewards import RewardScorer, SpanDecoder
@@ -53,8 +54,10 @@ class ExperienceMaker:
     curriculum: CurriculumRows | None = field(init=False)
     _credit: CreditAssigner = field(init=False)
     _resampler: Resampler = field(init=False)
+    _pass_rates: PassRates = field(init=False)
 
     def __post_init__(self) -> None:
+        self._pass_rates = PassRates.of(self.args, self.reward_scorer.names)
         self._credit = CreditAssigner(
             self.args,
             self.accelerator,
@@ -227,6 +230,7 @@ class ExperienceMaker:
             count += len(rows)
         # Once, so that every completion weighs the same: a mean over batches would favour those of the last, short one
         self.record(scored, metrics)
+        self._pass_rates.record(scored, generations, metrics)
         return count
 
     def record(self, batches: Sequence[Scored], metrics: MetricLog, further: Sequence[Scored] = ()) -> int:

@@ -10,14 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from datasets import Dataset, load_dataset
 from rich.console import Console
 from saved_adapters import save_adapter, save_base
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from trl_grpo_ext import Evaluation, evaluate_policy
-from trl_grpo_ext.evaluation import load_summary
-from trl_grpo_ext.rewards import AccuracyReward, RewardError, in_process
+from trl_grpo_ext import Evaluation, Rollouts, accuracy_reward, evaluate_policy, think_answer_format_reward
+from trl_grpo_ext.data import PromptEncoder
+from trl_grpo_ext.evaluation import Settings, load_summary
+from trl_grpo_ext.evaluation.judging import Judge
+from trl_grpo_ext.evaluation.summary import per_prompt
+from trl_grpo_ext.rewards import AccuracyReward, Limits, RewardError, in_process
 from trl_grpo_ext.rollout import SamplingParams
 from trl_grpo_ext.side_by_side import load_policy, sample_side_by_side
 
@@ -216,3 +220,57 @@ def test_what_cannot_be_evaluated_is_refused(folder: Path, rows: Dataset) -> Non
 
     with pytest.raises(RewardError, match="reward 'broken' failed on 9 of 9"):
         evaluate_policy(base, rows.select(range(3)), reward=broken, format_reward=None, **plain)
+
+
+class Written:
+    """In a sampler's place: completions as they are written here, so that their answers are known."""
+
+    def __init__(self, tokenizer: Any, texts: list[list[str]]) -> None:
+        self.ids = [[tokenizer(text)["input_ids"] for text in group] for group in texts]
+
+    def generate(self, prompt_ids: Any, num_generations: int, *, seed: int, first_prompt_index: int) -> Rollouts:
+        groups = self.ids[first_prompt_index : first_prompt_index + len(prompt_ids)]
+        ids = [one for group in groups for one in group]
+        return Rollouts(prompt_ids, ids, torch.zeros(len(ids), 1), ["eos"] * len(ids), num_generations)
+
+
+def test_accuracy_format_and_majority_of_known_completions(folder: Path) -> None:
+    """Judged by the package's rewards, in worker processes."""
+    policy = load_policy(str(folder / "base"))
+    rows = Dataset.from_dict({"prompt": ["half of 1?", "2+2?"], "solution": ["0.5", "4"]})
+    texts = [
+        ["<think>so</think><answer>1/2</answer>", "The answer is 3.", "It is 0.5", "3", "nothing to say"],
+        ["4", "5", "The answer is 5", "\\boxed{5.0}", "<think>a</think><answer>4</answer>"],
+    ]
+    how = Settings(num_generations=5, k=(1, 3, 5), resamples=200, batch_size=5)
+    encoder = PromptEncoder(policy.tokenizer)
+    encoded = [encoder.encode(prompt) for prompt in rows["prompt"]]
+    limits = Limits(workers=2)
+    judge = Judge(rows, encoder, encoded, how, accuracy_reward, think_answer_format_reward, limits, None)
+    try:
+        groups = judge.sample(Written(policy.tokenizer, texts), policy, "base", progress=False)
+    finally:
+        judge.close()
+    assert [[one.right for one in group] for group in groups] == [
+        [True, False, True, False, False],
+        [True, False, False, False, True],
+    ]
+    assert [[one.answer for one in group] for group in groups] == [
+        ["1/2", "3", "0.5", "3", None],
+        ["4", "5", "5", "5.0", "4"],
+    ]
+    assert [[one.vote for one in group] for group in groups] == [[0, 1, 0, 1, None], [0, 1, 1, 1, 0]]
+    values = per_prompt(groups, how.ks)
+    assert values["avg@5"].tolist() == pytest.approx([0.4, 0.4])
+    # maj@5: two against two is 1/2; two against three is 0
+    assert values["maj@5"].tolist() == pytest.approx([0.5, 0.0])
+    # 1 - C(3,3)/C(5,3)
+    assert values["pass@3"].tolist() == pytest.approx([0.9, 0.9])
+    assert values["format"].tolist() == pytest.approx([0.2, 0.2])
+    assert values["no_answer"].tolist() == pytest.approx([0.2, 0.0])
+    assert judge.counts(groups) == {
+        "completions": 10,
+        "without_reward": 0,
+        "reward_failed": 0,
+        "comparisons_failed": 0,
+    }

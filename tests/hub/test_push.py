@@ -20,7 +20,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from trl_grpo_ext.adapter_source import load_tokenizer, read_adapter
 from trl_grpo_ext.cli.main import main
 from trl_grpo_ext.hub import UploadError, push_adapter, push_command
-from trl_grpo_ext.hub.push import stage
+from trl_grpo_ext.hub.staging import stage
 
 ADAPTER = {"README.md", "adapter_config.json", "adapter_model.safetensors"}
 TOKENIZER = {"tokenizer.json", "tokenizer_config.json"}

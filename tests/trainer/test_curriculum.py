@@ -19,7 +19,6 @@ class Passing:
     """1 for a prompt's first `passes[prompt]` completions; remembers whom it has seen."""
 
     __name__ = "accuracy_reward"
-    runs_in_process = True
 
     def __init__(self, passes: dict[str, int]) -> None:
         self.passes, self.seen = passes, []
@@ -39,18 +38,18 @@ def test_trains_on_what_is_within_reach(make_trainer):
     """Two of 17 prompts are solved by some of their completions, the others never: soon they are in every step."""
     reward = in_process(Passing({"p0": 1, "p++6": 2}))
     trainer = make_trainer(
-        reward_funcs=reward, train_dataset=NUMBERS, curriculum="pass_rate", curriculum_floor=0.0, max_steps=60
+        reward_funcs=reward, train_dataset=NUMBERS, curriculum="pass_rate", curriculum_floor=0.0, max_steps=40
     )
     trainer.train()
-    assert len(reward.seen) == 120  # two prompts a step
-    late = reward.seen[60:]
-    assert sum(prompt in ("p0", "p++6") for prompt in late) / len(late) > 0.5  # 2 / 17 when sampled uniformly
+    assert len(reward.seen) == 80  # two prompts a step
+    late = reward.seen[40:]
+    assert sum(prompt in ("p0", "p++6") for prompt in late) / len(late) > 0.35  # 2 / 17 when sampled uniformly
     posteriors = trainer._maker.curriculum.posteriors
     counts = [3 * reward.seen.count(prompt) for prompt in NUMBERS["prompt"]]
     assert posteriors.rollouts.tolist() == counts
-    assert posteriors.generations == 60
+    assert posteriors.generations == 40
     # What the last generation left is there undiscounted: the evidence adds up to at least its 6 completions
-    assert posteriors.passes.sum() + posteriors.fails.sum() == pytest.approx(sum(6 * 0.99**n for n in range(60)))
+    assert posteriors.passes.sum() + posteriors.fails.sum() == pytest.approx(sum(6 * 0.99**n for n in range(40)))
     assert logged(trainer, "curriculum/prompts_seen")[-1] == sum(map(bool, counts)) / 17
     assert logged(trainer, "curriculum/effective_prompts")[-1] == pytest.approx(
         sum(counts) ** 2 / sum(n * n for n in counts)
@@ -80,9 +79,7 @@ def test_a_completion_without_a_reward_is_no_evidence_and_the_named_reward_count
     def form(completion_ids, **kwargs):
         return [1.0] * len(completion_ids)
 
-    trainer = make_trainer(
-        reward_funcs=[form, graded], curriculum="pass_rate", curriculum_reward="graded", max_steps=1
-    )
+    trainer = make_trainer(reward_funcs=[form, graded], curriculum="pass_rate", curriculum_reward="graded", max_steps=1)
     trainer.train()
     posteriors = trainer._maker.curriculum.posteriors
     assert (posteriors.passes.sum(), posteriors.fails.sum(), posteriors.rollouts.sum()) == (2, 2, 4)
@@ -90,8 +87,6 @@ def test_a_completion_without_a_reward_is_no_evidence_and_the_named_reward_count
 
 def test_further_draws_are_evidence_and_further_prompts_the_curriculum_s(make_trainer):
     """No completion ever passes, so both groups draw on to 5, and then make room for other prompts twice."""
-    reward = in_process(Passing({}))
-    reward.seen_sizes = []
     trainer = make_trainer(
         reward_funcs=lambda prompts, **kwargs: [0.0] * len(prompts),
         train_dataset=NUMBERS,
@@ -110,13 +105,13 @@ def test_further_draws_are_evidence_and_further_prompts_the_curriculum_s(make_tr
 
 
 CASES = {
-    "one generation a step": (2, {"max_steps": 5, "beta": 0.04}),
+    "one generation a step": (2, {"max_steps": 4, "beta": 0.04}),
     "inside a generation": (
         3,
         {"num_iterations": 2, "steps_per_generation": 4, "gradient_accumulation_steps": 2, "max_steps": 7},
     ),
-    "second epoch": (9, {"max_steps": 11}),
-    "further prompts": (2, {"max_steps": 4, "dynamic_sampling": True, "num_generations_max": 5}),
+    "second epoch": (9, {"max_steps": 10}),
+    "further prompts": (2, {"max_steps": 3, "dynamic_sampling": True, "num_generations_max": 5}),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from typing import Any
 
 import pytest
@@ -174,3 +175,76 @@ def test_best_checkpoint_by_eval_reward(make_trainer, held_out, tmp_path):
     assert trainer.state.best_model_checkpoint.endswith(f"checkpoint-{best}")
     assert get_last_checkpoint(str(tmp_path / "out")).endswith("checkpoint-4")
     assert trainer.evaluate()["eval_reward"] == pytest.approx(rewards[best])  # its adapter is the one loaded
+
+
+def even_sum(completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
+    return [float(sum(ids) % 2 == 0) for ids in completion_ids]
+
+
+def test_pass_at_k_of_each_prompt(make_trainer, held_out):
+    """Against all subsets of each prompt's completions; of prompts that a reward is silent on, none."""
+    seen = []
+
+    def rare(completion_ids, level, **kwargs):
+        values = [None if n == 5 else float(sum(ids) % 3 == 0) for ids, n in zip(completion_ids, level, strict=True)]
+        seen.extend(values)
+        return values
+
+    trainer = make_trainer(
+        reward_funcs=[length, rare],
+        train_dataset=held_out,
+        eval_dataset={"five": held_out, "silent": held_out.select([4])},
+        num_generations_eval=4,
+        per_device_eval_batch_size=8,
+        eval_pass_at_k=[1, 3],
+        eval_pass_at_k_reward="rare",
+    )
+    metrics = trainer.evaluate()
+    groups = [seen[start : start + 4] for start in range(0, 16, 4)]
+    assert seen[16:20] == [None] * 4 and 0 < sum(map(sum, groups)) < 16
+    for k in (1, 3):
+        shares = []
+        for group in groups:
+            subsets = list(combinations(group, k))
+            shares.append(sum(any(subset) for subset in subsets) / len(subsets))
+        assert metrics[f"eval_five_pass@{k}"] == pytest.approx(sum(shares) / 4)
+    assert not any(name.startswith("eval_silent_pass@") for name in metrics)
+    assert "eval_five_pass@2" not in metrics
+
+
+def test_which_reward_says_what_is_right(make_trainer, held_out):
+    def accuracy_reward(completion_ids, **kwargs):
+        return [1.0] * len(completion_ids)
+
+    fields = {"train_dataset": held_out, "eval_dataset": held_out, "per_device_eval_batch_size": 6}
+    rewards = [even_sum, accuracy_reward]
+    assert make_trainer(reward_funcs=rewards, eval_pass_at_k=[1], **fields).evaluate()["eval_pass@1"] == 1
+    first = make_trainer(reward_funcs=[even_sum, length], eval_pass_at_k=[1], **fields).evaluate()
+    assert 0 < first["eval_pass@1"] < 1
+    assert first["eval_pass@1"] == pytest.approx(first["eval_rewards/even_sum/mean"])
+    with pytest.raises(ValueError, match=r"eval_pass_at_k_reward='lenght' is none of .*'even_sum', 'length'"):
+        make_trainer(reward_funcs=[even_sum, length], eval_pass_at_k=[1], eval_pass_at_k_reward="lenght", **fields)
+
+
+def test_best_checkpoint_by_pass_at_k(make_trainer, held_out):
+    trainer = make_trainer(
+        reward_funcs=even_sum,
+        eval_dataset=held_out,
+        per_device_eval_batch_size=6,
+        eval_strategy="steps",
+        eval_steps=1,
+        save_strategy="steps",
+        save_steps=1,
+        max_steps=4,
+        learning_rate=5.0,
+        eval_pass_at_k=[2],
+        metric_for_best_model="pass@2",
+        load_best_model_at_end=True,
+    )
+    trainer.train()
+    passes = {e["step"]: e["eval_pass@2"] for e in trainer.state.log_history if "eval_pass@2" in e}
+    assert len(passes) == 4 and len(set(passes.values())) > 1
+    best = max(passes, key=lambda step: (passes[step], -step))
+    assert best != 4  # else the last adapter would do as well
+    assert trainer.state.best_model_checkpoint.endswith(f"checkpoint-{best}")
+    assert trainer.evaluate()["eval_pass@2"] == pytest.approx(passes[best])  # its adapter is the one loaded

@@ -61,12 +61,15 @@ def test_two_processes_train_like_one(case, folders, make_model):
     assert (changes[0] - changes[1]).norm() / changes[1].norm() < 1e-5
 
     # Of all processes' completions, not of the first one's
-    prefixes = ("reward", "completions/", "eval_reward", "kl", "num_", "mean_of", "only_of", "adaptive/", "resampling/")
+    prefixes = ("reward", "completions/", "eval_reward", "eval_pass@", "kl", "num_", "mean_of", "only_of", "adaptive/")
+    prefixes = (*prefixes, "resampling/", "curriculum/")
     names = {name for entry in one_history for name in entry if name.startswith(prefixes)}
-    assert {"reward", "reward_std", "eval_reward", "num_tokens", "mean_of_all", "only_of_x"} <= names
+    assert {"reward", "reward_std", "eval_reward", "eval_pass@2", "num_tokens", "mean_of_all", "only_of_x"} <= names
     assert "completions/max_length" in names
     if case == "adaptive groups":
         assert all(entry["adaptive/groups_gained"] > 0 for entry in one_history if "loss" in entry)
+    if case == "curriculum":
+        assert "curriculum/signal_of_chosen" in names
     assert len(two_history) == len(one_history)
     for mine, other in zip(two_history, one_history, strict=True):
         for name in (names | {"loss"}) & other.keys():

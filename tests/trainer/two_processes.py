@@ -28,6 +28,8 @@ CASES: dict[str, dict[str, Any]] = {
     "reference that follows": {"beta": 0.5, "sync_ref_model": True, "ref_model_sync_steps": 1, "max_steps": 3},
     # Groups draw on, in one process more than in the other
     "adaptive groups": {"num_generations_max": 8, "loss_type": "dapo", "gradient_accumulation_steps": 2},
+    # Each process chooses from what all have seen
+    "curriculum": {"curriculum": "pass_rate", "curriculum_floor": 0.3, "max_steps": 4},
     # 8 prompts, 4 in a generation, each trained on in 2 steps: an epoch has 4
     "second epoch": {"num_iterations": 2, "max_steps": 7, "save_strategy": "steps", "save_steps": 5},
 }
@@ -80,6 +82,7 @@ def make_trainer(model: str, output: str, case: str, batch: int) -> GRPOTrainer:
             "num_generations": 3,
             "max_completion_length": 7,
             "max_steps": 2,
+            "eval_pass_at_k": [1, 2],
         }
         | CASES[case]
     )

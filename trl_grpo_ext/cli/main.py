@@ -14,8 +14,9 @@ from importlib import import_module
 from .. import __version__
 
 COMMANDS = {
-    "merge": "merge an adapter into its base's original weights, and check the result",
     "difficulty": "measure how often a model solves each prompt, and filter prompts by it",
+    "eval": "pass@k of base and adapter on held-out prompts, with intervals and a paired test",
+    "merge": "merge an adapter into its base's original weights, and check the result",
     "push": "upload what a run has left on disk to the Hub",
     "sample": "generate from base, adapter, or both side by side",
     "train": "train with GRPO, from a YAML file or the command line; or show what that would be",

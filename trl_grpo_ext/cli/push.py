@@ -26,6 +26,10 @@ class PushWhat:
     base_model: str | None = field(
         default=None, metadata={"help": "id of the base, where the adapter was trained on one from a folder"}
     )
+    eval: str | None = field(
+        default=None,
+        metadata={"help": "what trl-grpo eval wrote: its results go into the card", "metavar": "DIR"},
+    )
 
 
 @dataclass
@@ -59,6 +63,7 @@ def run(argv: Sequence[str]) -> int:
             create_pr=where.create_pr,
             commit_message=where.commit_message,
             base_model=what.base_model,
+            evaluation=what.eval,
         )
     except UploadError as error:
         raise CheckFailed(str(error)) from error

@@ -39,6 +39,7 @@ def evaluate_policy(
     chat_template_kwargs: dict[str, Any] | None = None,
     reward_limits: Limits | None = None,
     failures_file: str | Path | None = None,
+    name: str = "data",
     progress: bool = True,
     **settings: Any,
 ) -> Evaluation:
@@ -61,6 +62,7 @@ def evaluate_policy(
         chat_template_kwargs: For `apply_chat_template`.
         reward_limits: What a reward may take before it is stopped.
         failures_file: Where completions that a reward fails on are written; nowhere by default.
+        name: What errors call the data.
         progress: Whether to show progress, on stderr.
         **settings: Fields of `Settings`: num_generations, k, temperature, max_new_tokens, seed, ...
 
@@ -75,36 +77,36 @@ def evaluate_policy(
             f"{unknown[0]!r} is no setting of an evaluation: they are {list(Settings.__dataclass_fields__)}"
         )
     how = Settings(**{**settings, "k": tuple(settings.get("k") or ())})
-    check_columns(data, "data")
+    check_columns(data, name)
     rows = data if isinstance(data, Dataset) else Dataset.from_list(list(data))
-    _check_golds(rows, reward)
+    _check_golds(rows, reward, name)
     policy = _loaded(model, adapter, tokenizer)
     has_adapter = isinstance(policy.model, PeftModel)
     who: Which = which or ("both" if has_adapter else "base")
     if who != "base" and not has_adapter:
         raise ValueError(f"which={who!r} needs an adapter: pass one, or which='base'")
     encoder = PromptEncoder(policy.tokenizer, chat_template_kwargs)
-    origins = [f"data, row {number}: the prompt" for number in range(len(rows))]
+    origins = [f"{name}, row {number}: the prompt" for number in range(len(rows))]
     encoded = encode_prompts(rows["prompt"][:], encoder, base_model_of(policy.model), how.max_new_tokens, origins)
     judge = Judge(rows, encoder, encoded, how, reward, format_reward, reward_limits, failures_file)
     started = time.perf_counter()
     try:
         sampler = group_sampler(policy.model, policy.tokenizer, how.sampling())
-        found = {name: judge.sample(sampler, policy, name, progress) for name in _speakers(who)}
+        found = {one: judge.sample(sampler, policy, one, progress) for one in _speakers(who)}
     finally:
         judge.close()
     seconds = time.perf_counter() - started
-    values = {name: per_prompt(groups, how.ks) for name, groups in found.items()}
+    values = {one: per_prompt(groups, how.ks) for one, groups in found.items()}
     options: dict[str, Any] = {"level": how.confidence, "resamples": how.resamples, "seed": how.seed}
-    columns = {name: rows[name][:] for name in breakdown if name in rows.column_names}
+    columns = {column: rows[column][:] for column in breakdown if column in rows.column_names}
     summary = {
         "format_version": FORMAT_VERSION,
         "model": policy.base,
-        "adapter": policy.adapter,
+        "adapter": None if who == "base" else policy.adapter,
         "data": describe_dataset(rows),
         "settings": {**asdict(how), "k": list(how.ks), "reward": judge.names[0], "format_reward": judge.format_name},
         "prompts": len(rows),
-        "counts": {name: judge.counts(groups) for name, groups in found.items()},
+        "counts": {one: judge.counts(groups) for one, groups in found.items()},
         "results": summarise(values, **options),
         "by": break_down(values, columns, **options),
         "seconds": round(seconds, 3),
@@ -131,7 +133,7 @@ def _loaded(
     return LoadedPolicy(model, tokenizer, name, "in memory" if isinstance(model, PeftModel) else None)
 
 
-def _check_golds(rows: Dataset, reward: RewardFunc) -> None:
+def _check_golds(rows: Dataset, reward: RewardFunc, data: str) -> None:
     """Refuse rows that the accuracy reward has no gold answer for: they would count in nothing."""
     if reward is not accuracy_reward and not isinstance(reward, AccuracyReward):
         return
@@ -139,7 +141,7 @@ def _check_golds(rows: Dataset, reward: RewardFunc) -> None:
     found = [name for name in names if name in rows.column_names]
     if not found:
         raise ValueError(
-            f"data has none of the columns {list(names)} with the gold answer (its columns: {rows.column_names}). "
+            f"{data} has none of the columns {list(names)} with the gold answer (its columns: {rows.column_names}). "
             "Rename the one that has it: data.rename_column('final', 'solution'); or pass another reward."
         )
     golds = [gold_answer(values) for values in zip(*(rows[name][:] for name in found), strict=True)]
@@ -147,7 +149,7 @@ def _check_golds(rows: Dataset, reward: RewardFunc) -> None:
     if without:
         value = {name: rows[without[0]][name] for name in found}
         raise ValueError(
-            f"data, row {without[0]}: no gold answer can be read from {value!r:.200}; {len(without)} of {len(rows)} "
+            f"{data}, row {without[0]}: no gold answer can be read from {value!r:.200}; {len(without)} of {len(rows)} "
             "rows have none. Mend them, or leave them out with data.filter."
         )
 

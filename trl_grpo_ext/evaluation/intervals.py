@@ -56,10 +56,11 @@ def estimate_mean(
 
     BCa (Efron 1987, "Better Bootstrap Confidence Intervals"), for the mean of a pass rate is skewed where most prompts
     are solved or most are not; with the wider quantiles of Student's t that small samples need (Hesterberg 2015,
-    arXiv:1411.5279 §5.3). A 95 % interval covers the truth in 94 to 96 of 100 evaluations of 50 prompts or more
-    (`tests/evaluation/test_intervals.py` simulates them). A bootstrap knows nothing of what it has not seen: where
-    fewer than `FEWEST` prompts differ from the rest, and `bounds` are known, the interval is Wilson's for that many
-    prompts, which is too wide rather than too narrow (2 of 200 solved, or 198 of 200).
+    arXiv:1411.5279 §5.3). A 95 % interval of a rate covers the truth in 94 to 96 of 100 evaluations of 50 prompts or
+    more (`tests/evaluation/test_intervals.py` simulates them), one of lengths with a long tail in 92 with 50 prompts. A
+    bootstrap knows nothing of what it has not seen: where fewer than `FEWEST` prompts differ from the rest, and
+    `bounds` are known, the interval is Wilson's for that many prompts, which is too wide rather than too narrow (2 of
+    200 solved, or 198 of 200).
 
     Args:
         values: `(P,)` one value per prompt.

@@ -110,22 +110,22 @@ def _tables(summary: Mapping[str, Any]) -> Iterator[Table]:
             cells.append(_p_value(results["difference"].get(metric)))
         table.add_row(metric, *cells)
     yield table
+    solved = [name for name in next(iter(results.values())) if name.startswith("pass@")]
+    shown = list(dict.fromkeys((solved[0], solved[-1]))) if solved else []  # the rest is in the JSON
     for column, kinds in summary["by"].items():
-        metrics = [name for name in next(iter(results.values())) if name.startswith(("pass@", "maj@"))]
         table = Table(title=Text(f"by {column}"))
-        table.add_column(Text(column))
-        table.add_column("prompts", justify="right")
-        for metric in metrics:
-            for who in results:
-                label = "difference" if who == "difference" else who
-                table.add_column(f"{metric}\n{label}", justify="right")
+        for heading in (
+            column,
+            "prompts",
+            "metric",
+            *("adapter - base" if who == "difference" else who for who in results),
+        ):
+            table.add_column(Text(heading), justify="left" if heading in (column, "metric") else "right")
         for kind, found in kinds.items():
-            cells = [
-                _cell(found[who].get(metric), metric, who == "difference", short=True)
-                for metric in metrics
-                for who in results
-            ]
-            table.add_row(Text(kind), str(found["prompts"]), *cells)
+            for metric in shown:
+                cells = [_cell(found[who].get(metric), metric, who == "difference") for who in results]
+                start = (Text(kind), str(found["prompts"])) if metric == shown[0] else (Text(""), "")
+                table.add_row(*start, metric, *cells)
         yield table
 
 
@@ -143,18 +143,19 @@ def _remarks(summary: Mapping[str, Any]) -> Iterator[str]:
             )
 
 
-def _cell(found: Mapping[str, Any] | None, metric: str, signed: bool, *, short: bool = False) -> str:
+def _cell(found: Mapping[str, Any] | None, metric: str, signed: bool) -> str:
     if found is None:
         return "-"
-    scale, digits, unit = (1.0, 1, "") if metric == "mean_length" else (100.0, 1, " %")
+    scale, digits, unit = (1.0, 1, "") if metric == "mean_length" else (100.0, 1, "%")
 
     def show(value: float) -> str:
         return f"{value * scale:{'+' if signed else ''}.{digits}f}"
 
     text = f"{show(found['mean'])}{unit}"
-    if short or found["low"] is None:
+    if found["low"] is None:
         return text
-    return f"{text} \\[{show(found['low'])}, {show(found['high'])}]"  # escaped: rich takes brackets for markup
+    # In one word, so that a narrow table breaks before it; escaped, for rich takes brackets for markup
+    return f"{text} \\[{show(found['low'])}..{show(found['high'])}]"
 
 
 def _p_value(found: Mapping[str, Any] | None) -> str:

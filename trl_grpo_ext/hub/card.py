@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
@@ -16,6 +17,7 @@ from .run_config import FILE as CONFIG_FILE
 TAGS = ("trl", "grpo", "trl-grpo-ext")
 PAPER = "[DeepSeekMath](https://arxiv.org/abs/2402.03300)"
 UNKNOWN_REPO = "owner/name"
+_HEADING = "## Evaluation"
 
 
 def model_card(
@@ -113,23 +115,47 @@ def _introduction(record: Mapping[str, Any], base: str | None) -> str:
     return text
 
 
+def replace_evaluation(file: Path, results: Sequence[Result], model_name: str) -> None:
+    """Put results into a card that is there: its section, and `model-index` in its metadata; the rest stays."""
+    card = ModelCard.load(file)
+    card.data.eval_results = as_eval_results(results) or None
+    card.data.model_name = card.data.model_name or model_name
+    before, heading, rest = card.text.partition(_HEADING)
+    _, next_heading, after = rest.partition("\n## ")
+    body = f"{before.rstrip()}\n\n{_evaluation(results)}" + (
+        f"\n\n{next_heading.lstrip()}{after}" if next_heading else ""
+    )
+    if not heading:
+        body = f"{card.text.rstrip()}\n\n{_evaluation(results)}"
+    file.unlink()  # it may be a link
+    file.write_text(f"---\n{card.data.to_yaml()}\n---\n\n{body.strip()}\n", encoding="utf-8")
+
+
 def _evaluation(results: Sequence[Result]) -> str:
     if not results:
-        return "## Evaluation\n\nNone was made during training."
+        return f"{_HEADING}\n\nNone was made during training."
     rows = [
         (
             result.held_out.name,
             result.metric,
             f"{result.mean:.4g}",
             "" if result.interval is None else "[{:.4g}, {:.4g}]".format(*result.interval),
+            "" if result.of_base is None else f"{result.of_base:.4g}",
+            "" if result.p_value is None else f"{result.p_value:.2g}",
             result.held_out.prompts or "",
             result.held_out.completions_per_prompt,
-            result.step,
+            "" if result.step is None else result.step,
         )
         for result in results
     ]
-    heads = ("dataset", "metric", "mean", "95 % interval", "prompts", "completions each", "step")
-    return f"## Evaluation\n\nThe last evaluation of training, on held-out prompts.\n\n{_table(heads, rows)}"
+    heads = ("dataset", "metric", "mean", "95 % interval", "base", "p", "prompts", "completions each", "step")
+    used = [column for column, head in enumerate(heads) if any(str(row[column]) for row in rows)]
+    after = all(result.step is None for result in results)
+    what = "After training, by `trl-grpo eval`" if after else "The last evaluation of training"
+    text = f"{_HEADING}\n\n{what}, on held-out prompts."
+    if any(result.p_value is not None for result in results):
+        text += " p: of a paired test of the difference to the base, on the same prompts with the same random numbers."
+    return f"{text}\n\n{_table([heads[c] for c in used], [[row[c] for c in used] for row in rows])}"
 
 
 def _training(record: Mapping[str, Any]) -> str:

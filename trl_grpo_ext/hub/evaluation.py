@@ -1,13 +1,16 @@
-"""The evaluations of a run's log with 95 % confidence intervals, in the form of a model card's `model-index`."""
+"""Evaluations, of a run's log or by `trl-grpo eval`, with 95 % intervals, in the form of a card's `model-index`."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult
+
+from ..evaluation.intervals import wilson_interval
 
 Z = 1.959964  # of 95 %
 
@@ -27,13 +30,15 @@ class HeldOut:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Mean of a reward over an evaluation's completions, and its interval (None: unknown)."""
+    """Mean of a metric over an evaluation's prompts or completions, and its interval (None: unknown)."""
 
     held_out: HeldOut
-    metric: str  # "reward", the weighted sum, or one reward's name
+    metric: str  # "reward", the weighted sum, one reward's name, or pass@k and the like
     mean: float
     interval: tuple[float, float] | None
-    step: int
+    step: int | None  # None: after training
+    of_base: float | None = None  # the base's mean on the same prompts
+    p_value: float | None = None  # of the paired test of the difference
 
 
 def latest_results(log_history: Sequence[Mapping[str, Any]], datasets: Sequence[HeldOut]) -> list[Result]:
@@ -49,6 +54,8 @@ def latest_results(log_history: Sequence[Mapping[str, Any]], datasets: Sequence[
         for key in entry:
             if key.startswith(start) and key.endswith("/mean"):
                 names[key[len(start) : -len("/mean")]] = (key, key.removesuffix("mean") + "std")
+            elif key.startswith(f"{prefix}_pass@"):
+                names[key[len(prefix) + 1 :]] = (key, "")  # of prompts, whose spread is not in the log
         for metric, (mean_key, std_key) in names.items():
             mean = entry[mean_key]
             if mean is None or not math.isfinite(mean):
@@ -81,11 +88,42 @@ def confidence_interval(mean: float, std: float, prompts: int, completions: int)
     return mean - half, mean + half
 
 
-def wilson_interval(share: float, n: int) -> tuple[float, float]:
-    """Wilson's 95 % score interval of a share of `n` trials."""
-    spread = Z * math.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
-    centre, scale = share + Z**2 / (2 * n), 1 + Z**2 / n
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+def results_of(summary: Mapping[str, Any]) -> list[Result]:
+    """What `trl-grpo eval` found (`evaluation.json`), of the adapter if there is one, as rows of a card.
+
+    Raises:
+        ValueError: its intervals are not of 95 %, as all of a card are.
+    """
+    if summary["settings"]["confidence"] != 0.95:
+        raise ValueError(
+            f"confidence={summary['settings']['confidence']} of the evaluation must be 0.95, that of all intervals of "
+            "a card: evaluate with --confidence 0.95."
+        )
+    found, data = summary["results"], summary["data"]
+    who = "adapter" if "adapter" in found else "base"
+    held_out = HeldOut(
+        prefix="",
+        name=data.get("id") or ", ".join(Path(source).name for source in data.get("sources", [])) or "held-out prompts",
+        id=data.get("id"),
+        config=data.get("config"),
+        split=data.get("split"),
+        prompts=summary["prompts"],
+        completions_per_prompt=summary["settings"]["num_generations"],
+    )
+    base = found["base"] if who == "adapter" and "base" in found else {}
+    difference = found.get("difference", {})
+    return [
+        Result(
+            replace(held_out, prompts=estimate["prompts"]),
+            metric,
+            estimate["mean"],
+            None if estimate["low"] is None else (estimate["low"], estimate["high"]),
+            None,
+            of_base=base.get(metric, {}).get("mean"),
+            p_value=difference.get(metric, {}).get("p_value"),
+        )
+        for metric, estimate in found[who].items()
+    ]
 
 
 def as_eval_results(results: Sequence[Result]) -> list[EvalResult]:
@@ -98,8 +136,8 @@ def as_eval_results(results: Sequence[Result]) -> list[EvalResult]:
             dataset_name=result.held_out.name,
             dataset_config=result.held_out.config,  # what tells two datasets of one type apart
             dataset_split=result.held_out.split,
-            metric_type="accuracy" if "accuracy" in result.metric else "reward",
-            metric_name=f"{result.metric} (mean over held-out completions)",
+            metric_type=_metric_type(result.metric),
+            metric_name=f"{result.metric} (mean over held-out {'prompts' if result.step is None else 'completions'})",
             metric_value=round(result.mean, 6),
             metric_args=_metric_args(result),
         )
@@ -107,11 +145,21 @@ def as_eval_results(results: Sequence[Result]) -> list[EvalResult]:
     ]
 
 
+def _metric_type(metric: str) -> str:
+    if metric.startswith("pass@"):
+        return "pass@k"
+    if metric in ("format", "no_answer", "truncated", "mean_length"):
+        return metric
+    return "accuracy" if metric.startswith(("avg@", "maj@")) or "accuracy" in metric else "reward"
+
+
 def _metric_args(result: Result) -> dict[str, Any]:
     args: dict[str, Any] = {
         "prompts": result.held_out.prompts,
         "completions_per_prompt": result.held_out.completions_per_prompt,
         "step": result.step,
+        "base": None if result.of_base is None else round(result.of_base, 6),
+        "p_value": result.p_value,
     }
     if result.interval is not None:
         args["confidence_interval_95"] = [round(bound, 6) for bound in result.interval]

@@ -26,20 +26,9 @@ from .card import model_card
 from .curves import save_reward_curves
 from .datasets import dataset_id, describe_dataset
 from .evaluation import HeldOut, latest_results
-from .push import (
-    UploadError,
-    create_repository,
-    existing,
-    push_adapter,
-    push_command,
-    reason,
-    stage,
-    staging_folder,
-    take,
-    upload,
-    weight_files,
-)
+from .push import UploadError, create_repository, push_adapter, push_command, reason, upload
 from .run_config import run_config, save_run_config
+from .staging import existing, stage, staging_folder, take, weight_files
 from .tokenizer import TOKENIZER_FILES, differs_from_base
 
 

@@ -1,0 +1,108 @@
+"""`trl-grpo eval`, end to end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import load_dataset
+from saved_adapters import save_adapter, save_base
+from transformers import PreTrainedModel
+
+from trl_grpo_ext.cli.main import main
+
+ROWS = [
+    {"prompt": "2+3=", "solution": "5", "level": "Level 1"},
+    {"prompt": "4+4=", "solution": "8", "level": "Level 2"},
+    {"prompt": "what is 7?", "solution": "7", "level": "Level 1"},
+]
+REWARD = """
+def has_even_length(completion_ids, **kwargs):
+    return [float(len(ids) % 2 == 0) for ids in completion_ids]
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, make_model: Callable[..., PreTrainedModel], tiny_tokenizer: Any):
+    place = tmp_path_factory.mktemp("eval")
+    base = save_base(make_model(), tiny_tokenizer, place / "base")
+    save_adapter(base, place / "adapter", spread=0.2)
+    (place / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in ROWS) + "\n")
+    (place / "reward.py").write_text(REWARD)
+    return place
+
+
+def test_base_and_adapter(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "eval.yaml").write_text(
+        f"k: [1, 2]\nnum_generations: 4\nreward: {folder / 'reward.py'}:has_even_length\n"
+    )
+    out = tmp_path / "new" / "out"
+    argv = ["eval", "--adapter", str(folder / "adapter"), "--dataset", str(folder / "rows.jsonl"), "--seed", "3"]
+    argv += ["--config", str(tmp_path / "eval.yaml"), "--max-new-tokens", "7", "--num-generations", "2"]
+    argv += ["--reward-workers", "0", "--resamples", "200", "--format-reward", "none", "--output", str(out)]
+    assert main(argv) == 0
+    summary = json.loads((out / "evaluation.json").read_text())
+    assert summary["model"] == str(folder / "base") and summary["adapter"] == str(folder / "adapter")
+    assert summary["settings"]["k"] == [1, 2] and summary["settings"]["num_generations"] == 2  # the command line wins
+    assert summary["settings"]["seed"] == 3 and summary["settings"]["reward"] == "has_even_length"
+    assert set(summary["results"]) == {"base", "adapter", "difference"}
+    assert set(summary["by"]["level"]) == {"Level 1", "Level 2"}
+    file = str(out / "completions.parquet")
+    rows = load_dataset("parquet", data_files=file, split="train", cache_dir=str(tmp_path / "cache"))
+    assert rows.num_rows == 2 * 3 * 2 and rows["solution"][:4] == ["5", "5", "8", "8"]
+    for who in ("base", "adapter"):
+        right = [row["tokens"] % 2 == 0 for row in rows if row["policy"] == who]
+        assert summary["results"][who]["avg@2"]["mean"] == pytest.approx(sum(right) / 6)
+    printed = capsys.readouterr().out
+    assert "3 prompts, 2 completions each" in printed and "pass@2" in printed and "Written to" in printed
+
+
+def test_accuracy_through_load_prompts(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    problems = [{"question": row["prompt"], "final": row["solution"]} for row in ROWS]
+    (tmp_path / "own.jsonl").write_text("\n".join(json.dumps(row) for row in problems) + "\n")
+    argv = ["eval", "--model", str(folder / "base"), "--dataset", str(tmp_path / "own.jsonl"), "--problem-column"]
+    argv += ["question", "--answer-column", "final", "--template", "{{ problem }}", "--dataset-take", "2"]
+    argv += ["--temperature", "0", "--num-generations", "1", "--max-new-tokens", "4", "--resamples", "200"]
+    argv += ["--reward-workers", "0", "--max-prompt-tokens", "250", "--output", str(tmp_path / "out")]
+    assert main(argv) == 0
+    assert "2 kept" in capsys.readouterr().out
+    summary = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert summary["prompts"] == 2 and summary["settings"]["reward"] == "accuracy_reward"
+    assert summary["adapter"] is None and list(summary["results"]) == ["base"]
+    assert summary["data"]["sources"] == [str(tmp_path / "own.jsonl")]
+
+
+def test_bad_input_is_one_line_and_comes_before_the_model(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows, missing = str(folder / "rows.jsonl"), str(tmp_path / "no-model")
+    (tmp_path / "empty.jsonl").write_text('{"prompt": "a", "solution": "1"}\n{"prompt": "", "solution": "1"}\n')
+    (tmp_path / "golds.jsonl").write_text('{"prompt": "a", "solution": "1"}\n{"prompt": "b", "solution": ""}\n')
+    (tmp_path / "broken.jsonl").write_text('{"prompt": "a"}\n{"prompt": \n')
+    (tmp_path / "text.txt").touch()
+    base = str(folder / "base")
+    for argv, message in (
+        ([], "dataset is missing"),
+        (["--dataset", rows, "--which", "both"], "--which both needs --adapter"),
+        (["--dataset", rows, "--k", "1", "8"], "k=8 must be in 1..num_generations=4"),
+        (["--dataset", rows, "--temperature", "0"], "temperature=0 draws the same completion"),
+        (["--dataset", rows, "--output", str(tmp_path / "text.txt")], "is a file, and a folder is to be written"),
+        (["--dataset", rows, "--template", "plain"], "--template has no effect on"),
+        (["--dataset", rows, "--dataset-skip", "3"], "leave nothing of the 3 rows"),
+        (["--dataset", rows, "--breakdown", "subject"], "--breakdown subject is no column of the prompts"),
+        (["--dataset", rows, "--reward", "acuracy"], "there is no such reward"),
+        (["--dataset", rows, "--num-generation", "3"], "did you mean --num-generations?"),
+        (["--dataset", str(tmp_path / "broken.jsonl")], "broken.jsonl cannot be read"),
+        (
+            ["--dataset", str(tmp_path / "golds.jsonl"), "--model", base],
+            "golds.jsonl, row 1: no gold answer can be read",
+        ),
+        (["--dataset", str(tmp_path / "empty.jsonl"), "--model", base], "empty.jsonl, row 1: the prompt has no tokens"),
+    ):
+        assert main(["eval", "--model", missing, *argv]) == 2, argv
+        error = capsys.readouterr().err.splitlines()
+        assert error[-1].startswith("trl-grpo eval: error: ") and message in error[-1], argv
+        assert not any("Traceback" in line for line in error)
