@@ -108,8 +108,8 @@ def write_markdown(folder: Path) -> None:
         "# Results",
         "",
         "Written by `benchmarks/step.py` and `benchmarks/firewall.py` (medians over the runs), "
-        "`benchmarks/rewards.py`, `benchmarks/prompts.py` and `benchmarks/curriculum.py`; `README.md` says what is measured "
-        "and how.",
+        "`benchmarks/rewards.py`, `benchmarks/prompts.py` and `benchmarks/curriculum.py`; `README.md` says what is "
+        "measured and how.",
         *(line for one in kept for line in markdown_section(one)),
         *rewards_section(folder / "results" / "rewards.json"),
         *firewall_section(folder / "results" / "firewall.json"),
