@@ -83,9 +83,9 @@ def make_splits(
     return Splits(held_out=splits[0], validation=splits[1], practice=splits[2], warm_up=splits[3])
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
+def make_tokenizer(characters: str = "0123456789+= ") -> PreTrainedTokenizerFast:
     """One token per character, and one per tag. Tags are ordinary tokens: rewards must see them in the decoded text."""
-    tokens = ("<pad>", "<eos>", "<unk>", *TAGS, *"0123456789+= ")
+    tokens = ("<pad>", "<eos>", "<unk>", *TAGS, *characters)
     tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("|".join((*TAGS, "."))), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()

@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from datasets import Dataset, IterableDataset
+from rich.progress import track
 from torch import nn
 from transformers import TrainerState
 
@@ -216,7 +217,10 @@ class ExperienceMaker:
         processes, rank = self.accelerator.num_processes, self.accelerator.process_index
         scored: list[Scored] = []
         count = 0
-        for rows in batched(data, per_process * processes):
+        size = per_process * processes
+        total = -(-len(data) // size) if isinstance(data, Dataset) else None
+        hidden = bool(self.args.disable_tqdm) or rank > 0
+        for rows in track(batched(data, size), "Evaluating", total, disable=hidden, transient=True):
             own = rows[rank * per_process : (rank + 1) * per_process]
             if own:
                 first = count + rank * per_process

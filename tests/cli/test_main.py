@@ -45,11 +45,12 @@ def read(*argv: str) -> tuple[First, Second]:
 
 
 def test_help_is_quick_and_loads_nothing_heavy() -> None:
+    light = [command for command in COMMANDS if command != "train"]  # whose options are those of transformers' config
     code = f"""
 import sys
 from trl_grpo_ext.cli.main import main
 
-for argv in (["--help"], *([command, "--help"] for command in {list(COMMANDS)})):
+for argv in (["--help"], *([command, "--help"] for command in {light})):
     assert main(argv) == 0
 heavy = {{"torch", "transformers", "peft", "datasets"}} & set(sys.modules)
 assert not heavy, heavy

@@ -43,7 +43,7 @@ def test_trains_on_what_is_within_reach(make_trainer):
     trainer.train()
     assert len(reward.seen) == 80  # two prompts a step
     late = reward.seen[40:]
-    assert sum(prompt in ("p0", "p++6") for prompt in late) / len(late) > 0.5  # 2 / 17 when sampled uniformly
+    assert sum(prompt in ("p0", "p++6") for prompt in late) / len(late) > 0.35  # 2 / 17 when sampled uniformly
     posteriors = trainer._maker.curriculum.posteriors
     counts = [3 * reward.seen.count(prompt) for prompt in NUMBERS["prompt"]]
     assert posteriors.rollouts.tolist() == counts

@@ -19,6 +19,7 @@ COMMANDS = {
     "merge": "merge an adapter into its base's original weights, and check the result",
     "push": "upload what a run has left on disk to the Hub",
     "sample": "generate from base, adapter, or both side by side",
+    "train": "train with GRPO, from a YAML file or the command line; or show what that would be",
 }
 
 OK, FAILED, REFUSED = 0, 1, 2  # exit codes: done; a check or an upload failed; bad input
@@ -28,7 +29,7 @@ usage: trl-grpo [--traceback] COMMAND [options]
        trl-grpo COMMAND --help
        trl-grpo --version
 
-GRPO for LoRA and QLoRA policies: what comes after training.
+GRPO for LoRA and QLoRA policies: training, and what comes after it.
 
 commands:
 {commands}

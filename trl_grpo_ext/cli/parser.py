@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import difflib
-from collections.abc import Iterable, Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import MISSING, Field, fields
+from typing import Any, NoReturn, get_type_hints
 
 import yaml
 from trl.scripts.utils import TrlParser
+
+from .values import Shape, Structured, misfit, reader, shape_of, with_numbers
 
 
 class CommandParser(TrlParser):
@@ -18,12 +21,29 @@ class CommandParser(TrlParser):
         command: Name of the subcommand.
         description: First thing in `--help`.
         groups: Dataclasses of the options.
+        sections: For dataclasses that are too long for one group: each one's titles, and the fields under them.
+        translate: Rewrites what a YAML file holds, where files of another layout are read too.
+        usage: First line of `--help`, where all options would be too many.
     """
 
-    def __init__(self, command: str, description: str, groups: Sequence[Any]) -> None:
+    def __init__(
+        self,
+        command: str,
+        description: str,
+        groups: Sequence[Any],
+        *,
+        sections: Mapping[Any, Mapping[str, Sequence[str]]] | None = None,
+        translate: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+        usage: str | None = None,
+    ) -> None:
+        self._sections = sections or {}
+        self._translate = translate
+        self._shapes: dict[str, Shape] = {}
+        self._file = ""  # given by --config
         super().__init__(
             list(groups),
             prog=f"trl-grpo {command}",
+            usage=usage,
             description=description,
             formatter_class=_Formatter,
             allow_abbrev=False,
@@ -36,6 +56,34 @@ class CommandParser(TrlParser):
             metavar="FILE",
             default=argparse.SUPPRESS,
             help="YAML file with any of the options; those on the command line win",
+        )
+
+    def _add_dataclass_arguments(self, dtype: Any) -> None:
+        hints = get_type_hints(dtype)
+        known = {f.name: f for f in fields(dtype) if f.init}
+        sections = self._sections.get(dtype) or {dtype._argument_group_name: list(known)}
+        for title, names in sections.items():
+            group = self.add_argument_group(title)
+            for name in names:
+                known[name].type = hints[name]  # as text until here
+                self._shapes[name] = shape_of(hints[name])
+                if self._shapes[name].structured:
+                    self._add_structured(group, known[name])
+                else:
+                    self._parse_dataclass_field(group, known[name])  # type: ignore[arg-type]  # has add_argument too
+
+    def _add_structured(self, group: argparse._ArgumentGroup, f: Field[Any]) -> None:
+        """An option that may hold a mapping, or one value or several."""
+        shape = self._shapes[f.name]
+        names = dict.fromkeys((f"--{f.name}", f"--{f.name.replace('_', '-')}"))
+        default = f.default_factory() if f.default_factory is not MISSING else f.default
+        group.add_argument(
+            *names,
+            type=reader(shape),
+            nargs="+" if shape.list else None,
+            action=Structured,
+            default=default,
+            **{"metavar": _metavar(shape), **f.metadata},
         )
 
     def read(self, argv: Iterable[str]) -> tuple[Any, ...]:
@@ -52,10 +100,13 @@ class CommandParser(TrlParser):
         for argument in arguments:  # before argparse says that something else is missing
             if argument.startswith("--") and argument.split("=", 1)[0] not in {"--", *self._option_string_actions}:
                 self._refuse(argument.split("=", 1)[0])
+        if "--config" in arguments:
+            self._file = arguments[arguments.index("--config") + 1]
         try:
             *groups, unknown = self.parse_args_and_config(arguments, return_remaining_strings=True)
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            self.error(str(error))
+        except (OSError, ValueError, TypeError, yaml.YAMLError) as error:  # TypeError: keys that are no text
+            known = not self._file or self._file in str(error)
+            self.error(str(error) if known else f"{self._file}: {error}")
         if unknown:
             self._refuse(unknown[0])
         return tuple(groups)
@@ -67,18 +118,27 @@ class CommandParser(TrlParser):
             if action.dest not in ("help", "config"):
                 actions.setdefault(action.dest, action)
         checked = {}
-        for key, value in config.items():
+        for key, value in (self._translate(config) if self._translate else config).items():
             name = str(key).replace("-", "_")
             if name not in actions:
                 self._refuse(str(key))
+            if name in checked:
+                self.error(f"{self._file}: {name} is set twice, also as {key}: keep one of them")
             checked[name] = self._checked(actions[name], value)
         remaining: list[str] = super().set_defaults_with_config(**checked)
         return remaining
 
     def _checked(self, action: argparse.Action, value: Any) -> Any:
+        shape = self._shapes[action.dest]
+        if value is False and not shape.structured and "no" in (action.choices or ()):
+            value = "no"  # which YAML 1.1 reads as false
+        if problem := misfit(value, shape if action.nargs != "+" else _one_or_more(shape)):
+            self.error(f"{self._file}: {action.dest}: {problem}")
         if value is None:
             return None
-        if action.nargs == "+":
+        if shape.structured:
+            return with_numbers(value)
+        if action.nargs == "+" or isinstance(value, list):
             return [self._one(action, item) for item in (value if isinstance(value, list) else [value])]
         return self._one(action, value)
 
@@ -87,20 +147,32 @@ class CommandParser(TrlParser):
             converted = self._get_value(action, str(value))
             self._check_value(action, converted)
         except argparse.ArgumentError as error:
-            self.error(str(error))
+            self.error(f"{self._file}: {error}")
         return converted
 
     def _refuse(self, name: str) -> NoReturn:
         known = [option for option in self._option_string_actions if option.startswith("--")]
         nearest = difflib.get_close_matches("--" + name.lstrip("-").replace("_", "-"), known, n=1)
-        if not name.startswith("-") and nearest:
-            nearest = [nearest[0].lstrip("-").replace("-", "_")]
+        where = ""
+        if not name.startswith("-"):
+            where = f"{self._file}: " if self._file else ""
+            nearest = [option.lstrip("-").replace("-", "_") for option in nearest]
         hint = f"did you mean {nearest[0]}?" if nearest else "see --help for what there is"
-        self.error(f"unknown option {name!r}: {hint}")
+        self.error(f"{where}unknown option {name!r}: {hint}")
 
     def error(self, message: str) -> NoReturn:
         """One line, without the usage that argparse puts before it."""
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+
+
+def _metavar(shape: Shape) -> str:
+    mappings = shape.mapping or shape.list_of_mappings
+    return "|".join(["TEXT"] * (shape.single or shape.list) + ["JSON"] * mappings)
+
+
+def _one_or_more(shape: Shape) -> Shape:
+    """A list of one may be written without brackets."""
+    return Shape(shape.none, True, shape.mapping, shape.list, shape.list_of_mappings)
 
 
 class Gather(argparse.Action):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import cached_property
@@ -41,6 +41,7 @@ class HubPublishing(_BaseTrainer):
 
     args: GRPOConfig
     hub_model_id: str | None  # type: ignore[assignment]  # transformers sets it to None first
+    run_recipe: Mapping[str, Any] | None = None  # options of the command that the run was made by, for its record
     _uploads: BackgroundUploads | None = None
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
@@ -145,6 +146,7 @@ class HubPublishing(_BaseTrainer):
             train_dataset=self.train_dataset,
             eval_datasets={name: data for name, (data, _) in held_out.items()},
             base_fingerprint=fingerprint_at_start(self.state),
+            recipe=self.run_recipe,
         )
         save_run_config(record, folder)
         curves = save_reward_curves(self.state.log_history, folder)

@@ -63,6 +63,7 @@ def run_config(
     train_dataset: Dataset | IterableDataset | None = None,
     eval_datasets: Mapping[str, Dataset | IterableDataset] | None = None,
     base_fingerprint: str | None = None,
+    recipe: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The record of a run: sections `model`, `adapter`, `datasets`, `rewards`, `training` and `versions`.
 
@@ -73,6 +74,7 @@ def run_config(
         rewards: Each reward's name and weight.
         train_dataset, eval_datasets: Of which id, split, number of rows and fingerprint are written.
         base_fingerprint: A hash of the base's weights.
+        recipe: Options of `trl-grpo train`, by which it makes the run again; a section of that name.
     """
     tokens = known_tokens(args.hub_token)
     record = {
@@ -85,6 +87,7 @@ def run_config(
         },
         "rewards": [{"name": name, "weight": weight} for name, weight in rewards.items()],
         "training": _training(args),
+        **({} if recipe is None else {"recipe": recipe}),
         "versions": {package: version(package.replace("_", "-")) for package in PACKAGES},
     }
     return cast(dict[str, Any], without_tokens(_plain(record), tokens))

@@ -1,0 +1,237 @@
+"""What the libraries make of the options of `trl-grpo train`: arguments of `load_prompts`, PEFT's and bitsandbytes'
+configs, specs of rewards."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from .train_options import TrainAdapter, TrainModel, TrainPrompts, TrainRewards
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from transformers import BitsAndBytesConfig
+
+    from ..config import GRPOConfig
+
+_LORA = {"lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "lora_target_modules": "all-linear"}
+# Option -> field of LoraConfig
+_LORA_FIELDS = {
+    "lora_r": "r",
+    "lora_alpha": "lora_alpha",
+    "lora_dropout": "lora_dropout",
+    "lora_target_modules": "target_modules",
+    "lora_modules_to_save": "modules_to_save",
+    "use_rslora": "use_rslora",
+    "use_dora": "use_dora",
+}
+# Option -> argument of load_prompts, where they are not called the same
+_PROMPT_ARGUMENTS = {
+    "dataset_split": "split",
+    "dataset_config": "config",
+    "dataset_shuffle": "shuffle",
+    "dataset_seed": "seed",
+    "dataset_skip": "skip",
+    "dataset_take": "take",
+    "dataset_streaming": "streaming",
+}
+# Whatever an evaluation does not share with training: how rows are chosen
+_NOT_OF_EVALUATION = ("decontaminate", "pass_rate", "skip", "shuffle", "streaming", "stopping_strategy")
+
+
+def prompt_arguments(options: TrainPrompts) -> dict[str, Any]:
+    """The arguments of `load_prompts` for training, `source` included.
+
+    Raises:
+        ValueError: without a dataset, or with a band of pass rates that is no pair.
+    """
+    if not options.dataset:
+        raise ValueError(
+            "dataset is missing: say where the prompts come from, --dataset NAME, or dataset: in the YAML file"
+        )
+    if options.pass_rate is not None and len(options.pass_rate) != 2:
+        raise ValueError(f"pass_rate={options.pass_rate} must be two numbers, the lowest and the highest rate to keep")
+    values = {f.name: getattr(options, f.name) for f in fields(options) if not f.name.startswith("eval_")}
+    found = {_PROMPT_ARGUMENTS.get(name, name): value for name, value in values.items()}
+    found["source"] = found.pop("dataset")
+    found["decontaminate"] = tuple(found["decontaminate"] or ())
+    found["pass_rate"] = None if options.pass_rate is None else (options.pass_rate[0], options.pass_rate[1])
+    return found
+
+
+def eval_prompt_arguments(options: TrainPrompts) -> dict[str, dict[str, Any]]:
+    """The arguments of `load_prompts` for each held-out set, by its name; none where no `eval_dataset` is given.
+
+    Raises:
+        ValueError: for a mapping without `source`, or with a key that `load_prompts` does not have.
+    """
+    given = options.eval_dataset
+    if not given:
+        return {}
+    shared = prompt_arguments(options)
+    shared = {name: value for name, value in shared.items() if name not in _NOT_OF_EVALUATION}
+    shared |= {"split": options.eval_split, "take": options.eval_take}
+    if not isinstance(given, Mapping):
+        names = [given] if isinstance(given, str) else given
+        return {str(name): {**shared, **_of_source(str(name), options)} for name in names}
+    known = [*shared, *_NOT_OF_EVALUATION]
+    for key in given:
+        if key not in known:
+            raise ValueError(f"eval_dataset has no key {key!r}{nearest(str(key), known)}; they are {', '.join(known)}")
+    if "source" not in given:
+        raise ValueError("eval_dataset is a mapping without source: say where the held-out prompts come from")
+    source = given["source"]
+    own = _of_source(source, options) if isinstance(source, str) else {}
+    return {source if isinstance(source, str) else "eval": {**shared, **own, **given}}
+
+
+def _of_source(source: str, options: TrainPrompts) -> dict[str, Any]:
+    """What training says of a source is said of that one alone, and the columns of a set known by name are known."""
+    from ..data.sources import PROCEDURAL, REASONING_GYM, SOURCES
+
+    overrides = {name: values for name, values in (options.overrides or {}).items() if name == source}
+    config = options.dataset_config if source == options.dataset else None
+    found = {"source": source, "overrides": overrides or None, "config": config}
+    known = (*SOURCES, PROCEDURAL, REASONING_GYM, *(declared.hub for declared in SOURCES.values()))
+    declared = source != options.dataset and source.partition(":")[0] in known
+    return found | ({"columns": None, "answer": None} if declared else {})
+
+
+def reward_specs(options: TrainRewards) -> list[dict[str, Any]]:
+    """What `load_rewards` takes: `accuracy:0.5` is `{name: accuracy, weight: 0.5}`.
+
+    Raises:
+        ValueError: without a reward.
+    """
+    given: Any = options.rewards
+    if not given:
+        raise ValueError(
+            "rewards is missing: say what a completion is worth, --rewards accuracy:1.0 format:0.5, or rewards: in the "
+            "YAML file"
+        )
+    specs = given if isinstance(given, list) else [given]
+    return [_named(spec) if isinstance(spec, str) else dict(spec) for spec in specs]
+
+
+def _named(text: str) -> dict[str, Any]:
+    name, colon, last = text.rpartition(":")
+    try:
+        return {"name": name, "weight": float(last)} if colon and name else {"name": text}
+    except ValueError:  # of trl:NAME, or FILE.py:NAME
+        return {"name": text}
+
+
+def merged_weights(weights: Sequence[float], specs: Sequence[Mapping[str, Any]], given: Any) -> list[float]:
+    """The weights of the rewards' own list, or `reward_weights`, where one of both is given.
+
+    Raises:
+        ValueError: if both are, and differ.
+    """
+    if given is None:
+        return list(weights)
+    if any("weight" in spec for spec in specs) and list(given) != list(weights):
+        raise ValueError(
+            f"reward_weights={list(given)} and the weights {list(weights)} in rewards differ: keep one of them"
+        )
+    return [float(weight) for weight in given]
+
+
+def peft_config_of(options: TrainAdapter, has_adapter: bool) -> PeftConfig | None:
+    """The adapter to put on the model; None for full fine-tuning, and where there is one already.
+
+    Args:
+        has_adapter: `adapter_name_or_path` is given.
+
+    Raises:
+        ValueError: for options that exclude each other, or that PEFT does not know.
+    """
+    flat = {name: getattr(options, name) for name in _LORA_FIELDS if getattr(options, name) is not None}
+    kind = options.adapter if options.adapter is not None else "none" if has_adapter else "lora"
+    asked = [*flat, *(["lora"] if options.lora else [])]
+    if isinstance(kind, Mapping) or kind == "none":
+        if asked:
+            which = "adapter is a mapping, which says it all" if isinstance(kind, Mapping) else "no LoRA is put on"
+            raise ValueError(f"{', '.join(asked)}: {which}. Remove them, or set adapter: lora")
+        return _of_mapping(kind) if isinstance(kind, Mapping) else None
+    if kind != "lora":
+        raise ValueError(
+            f"adapter={kind!r} must be lora, none, or a mapping with peft_type{nearest(str(kind), ['lora', 'none'])}"
+        )
+    if has_adapter:
+        raise ValueError(
+            "adapter: lora puts a new adapter on the model, and adapter_name_or_path goes on with one that there is: "
+            "leave one of them out"
+        )
+    values = {"task_type": "CAUSAL_LM"} | {_LORA_FIELDS[name]: value for name, value in _LORA.items()}
+    values |= dict(options.lora or {}) | {_LORA_FIELDS[name]: value for name, value in flat.items()}
+    if values["target_modules"] in (["all-linear"],):  # PEFT knows it as text only
+        values["target_modules"] = "all-linear"
+    return _of_mapping({"peft_type": "LORA", **values})
+
+
+def _of_mapping(values: Mapping[str, Any]) -> PeftConfig:
+    from peft import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    known = {kind.value: config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    kind = str(values.get("peft_type")).upper()
+    if kind not in known:
+        raise ValueError(
+            f"adapter: peft_type={values.get('peft_type')!r} must be one of PEFT's{nearest(kind, list(known))}: "
+            f"{', '.join(sorted(known))}"
+        )
+    names = [f.name for f in fields(known[kind]) if f.init]
+    for name in values:
+        if name != "peft_type" and name not in names:
+            raise ValueError(f"{known[kind].__name__} has no field {name!r}{nearest(name, names)}")
+    config: PeftConfig = known[kind](**{name: value for name, value in values.items() if name != "peft_type"})
+    return config
+
+
+def quantization_of(options: TrainModel, args: GRPOConfig) -> BitsAndBytesConfig | None:
+    """How the base is quantized while it is loaded; computed in `dtype`, or else in what training computes in.
+
+    Raises:
+        ValueError: for another kind, or a setting that bitsandbytes does not have.
+    """
+    if options.quantize is None:
+        return None
+    if isinstance(options.quantize, Mapping):
+        from inspect import signature
+
+        from transformers import BitsAndBytesConfig
+
+        known = [*signature(BitsAndBytesConfig).parameters, "quant_method"]
+        for name in options.quantize:
+            if name not in known:
+                raise ValueError(f"quantize: BitsAndBytesConfig has no setting {name!r}{nearest(name, known)}")
+        config: BitsAndBytesConfig = BitsAndBytesConfig.from_dict(dict(options.quantize))
+        return config
+    from ..adapter_source import DTYPES
+    from ..side_by_side import quantization
+
+    mixed = "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32"
+    return quantization(options.quantize, DTYPES.get(options.dtype or mixed, DTYPES[mixed]))
+
+
+def with_init_kwargs(options: TrainModel, args: GRPOConfig) -> None:
+    """Put `dtype` and `revision` where the trainer reads them.
+
+    Raises:
+        ValueError: where `model_init_kwargs` says something else.
+    """
+    given = {"dtype": options.dtype, "revision": options.revision}
+    kwargs = dict(args.model_init_kwargs) if isinstance(args.model_init_kwargs, dict) else {}
+    for name, value in given.items():
+        if value is None:
+            continue
+        if kwargs.setdefault(name, value) != value:
+            raise ValueError(f"{name}={value!r}, and model_init_kwargs has {name}={kwargs[name]!r}: keep one of them")
+    args.model_init_kwargs = kwargs or None
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """ " (did you mean ...?)", or nothing."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""

@@ -1,0 +1,139 @@
+"""What an option may hold, by its annotation: one value, a list, a mapping, or a list of mappings.
+
+In YAML these are written as they are; on the command line a mapping, or a list of them, is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Union, get_args, get_origin
+
+# PyYAML reads YAML 1.1, where 1e-5 is text: a number needs a dot there
+_EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What an annotation admits."""
+
+    none: bool
+    single: bool  # text, a number, ...
+    mapping: bool
+    list: bool
+    list_of_mappings: bool  # the items of a list may be mappings
+
+    @property
+    def structured(self) -> bool:
+        """Whether TRL's parser has no type for it: mappings, for which the command line needs JSON, and one or more."""
+        return self.mapping or self.list_of_mappings or (self.list and self.single)
+
+    @property
+    def words(self) -> str:
+        """ "one value, a list or a mapping"."""
+        forms = [
+            *(["one value"] if self.single else []),
+            *(["a list of mappings" if self.list_of_mappings else "a list"] if self.list else []),
+            *(["a mapping"] if self.mapping else []),
+        ]
+        return " or ".join([", ".join(forms[:-1]), forms[-1]] if len(forms) > 1 else forms)
+
+
+def shape_of(annotation: Any) -> Shape:
+    """The shape of `dict[str, Any] | str | None` and the like."""
+    parts = _alternatives(annotation)
+    origins = [get_origin(part) or part for part in parts]
+    items = [
+        shape_of(argument)
+        for part, origin in zip(parts, origins, strict=True)
+        if origin is list
+        for argument in get_args(part)
+    ]
+    return Shape(
+        none=type(None) in origins,
+        single=any(origin not in (dict, list, type(None)) for origin in origins),
+        mapping=dict in origins,
+        list=list in origins,
+        list_of_mappings=any(item.mapping for item in items),
+    )
+
+
+def _alternatives(annotation: Any) -> list[Any]:
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [part for alternative in get_args(annotation) for part in _alternatives(alternative)]
+    return [annotation]
+
+
+def misfit(value: Any, shape: Shape) -> str | None:
+    """Why a value of a YAML file, or of JSON, is not of that shape; None if it is."""
+    if isinstance(value, dict):
+        fits = shape.mapping
+    elif isinstance(value, list):
+        fits = shape.list
+        for index, item in enumerate(value):
+            if isinstance(item, list) or (isinstance(item, dict) and not shape.list_of_mappings):
+                return f"item {index} of the list, {_short(item)}, must be one value"
+    else:
+        fits = shape.none if value is None else shape.single
+    return None if fits else f"{_short(value)} must be {shape.words}, not {_kind(value)}"
+
+
+def with_numbers(value: Any) -> Any:
+    """A mapping or list of YAML with numbers like 1e-5, which PyYAML takes for text, as numbers."""
+    if isinstance(value, dict):
+        return {key: with_numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [with_numbers(item) for item in value]
+    return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value
+
+
+def reader(shape: Shape) -> Callable[[str], Any]:
+    """`type=` of an option with such a shape: JSON where the text begins like it, else the text itself."""
+    # A list is read item by item, where each word is one; or as JSON, whole
+    mapping, single = shape.mapping or shape.list_of_mappings, shape.single or shape.list
+    whole = Shape(shape.none, single, mapping, shape.list, shape.list_of_mappings)
+
+    def read(text: str) -> Any:
+        # Jinja begins with a brace too, and with another one
+        if not text.lstrip().startswith(("{", "[")) or text.lstrip().startswith(("{{", "{%", "{#")):
+            if not shape.single and not shape.list:
+                raise argparse.ArgumentTypeError(f"{text!r} must be {shape.words}, in JSON")
+            return text
+        try:
+            value = json.loads(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{_short(text)} begins like JSON and is none: {error}") from error
+        if problem := misfit(value, whole):
+            raise argparse.ArgumentTypeError(problem)
+        return value
+
+    return read
+
+
+class Structured(argparse.Action):
+    """One word is one value; several are a list."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Replaces what a YAML file says."""
+        alone = isinstance(values, list) and len(values) == 1
+        setattr(namespace, self.dest, values[0] if alone else values)
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "a mapping", list: "a list", type(None): "nothing"}
+    return names.get(type(value), f"a value ({type(value).__name__})")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
