@@ -54,8 +54,8 @@ def test_thompson_sampling_s_frequencies() -> None:
     """
     curriculum = PassRateCurriculum(2, floor=0.0, seed=3)
     curriculum.observe([1], [0], [2])
-    # 4,000 draws: a standard error of 0.008
-    assert choices(curriculum, 1, 4000) == pytest.approx([9 / 16, 7 / 16], abs=0.025)
+    # 3,000 draws: a standard error of 0.009
+    assert choices(curriculum, 1, 3000) == pytest.approx([9 / 16, 7 / 16], abs=0.03)
 
 
 def test_hopeless_and_solved_prompts_are_left_to_the_floor() -> None:
@@ -64,18 +64,18 @@ def test_hopeless_and_solved_prompts_are_left_to_the_floor() -> None:
         curriculum = PassRateCurriculum(20, floor=floor, seed=1)
         known = list(range(2, 20))
         curriculum.observe(known, [200 * (i % 2) for i in known], [200] * len(known))
-        found = choices(curriculum, 1, 3000)
+        found = choices(curriculum, 1, 2000)
         assert found.sum() == pytest.approx(1)
         # The floor's place is any prompt's: 18 of 20 times one of the known; their own draws never win
         assert found[2:].sum() == pytest.approx(floor * 18 / 20, abs=0.03)
-        assert found[:2] == pytest.approx([(1 - floor * 18 / 20) / 2] * 2, abs=0.035)
+        assert found[:2] == pytest.approx([(1 - floor * 18 / 20) / 2] * 2, abs=0.04)
     assert found[2:].min() > 0  # nobody is forgotten
 
 
 def test_floor_of_one_is_uniform() -> None:
     curriculum = PassRateCurriculum(5, floor=1.0)
     curriculum.observe([0], [0], [1000])
-    assert choices(curriculum, 3, 2000) == pytest.approx([3 / 5] * 5, abs=0.04)
+    assert choices(curriculum, 3, 1500) == pytest.approx([3 / 5] * 5, abs=0.04)
 
 
 def test_what_was_forgotten_is_looked_at_again() -> None:
