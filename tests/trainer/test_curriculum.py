@@ -35,7 +35,7 @@ def logged(trainer: Any, name: str) -> list[float]:
 
 
 def test_trains_on_what_is_within_reach(make_trainer):
-    """Two of 17 prompts are solved by some of their completions, the others never: soon they are in every step."""
+    """Two of 17 prompts are solved by some of their completions, the others never: they come twice as often."""
     reward = in_process(Passing({"p0": 1, "p++6": 2}))
     trainer = make_trainer(
         reward_funcs=reward, train_dataset=NUMBERS, curriculum="pass_rate", curriculum_floor=0.0, max_steps=40
@@ -43,7 +43,7 @@ def test_trains_on_what_is_within_reach(make_trainer):
     trainer.train()
     assert len(reward.seen) == 80  # two prompts a step
     late = reward.seen[40:]
-    assert sum(prompt in ("p0", "p++6") for prompt in late) / len(late) > 0.35  # 2 / 17 when sampled uniformly
+    assert sum(prompt in ("p0", "p++6") for prompt in late) / len(late) >= 0.225  # 2 / 17 when sampled uniformly
     posteriors = trainer._maker.curriculum.posteriors
     counts = [3 * reward.seen.count(prompt) for prompt in NUMBERS["prompt"]]
     assert posteriors.rollouts.tolist() == counts

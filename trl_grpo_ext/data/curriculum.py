@@ -2,9 +2,9 @@
 
 With binary rewards of pass rate `p` the variance of a reward is `p (1 - p)`, and so is the square of the policy
 gradient's scale: a prompt that is never solved, or always, teaches nothing. `p` is not known, so it is drawn from its
-posterior, and the prompts whose draws have the highest `p (1 - p)` are taken (Thompson sampling, Thompson 1933;
-Russo et al., arXiv:1707.02038, §3). A prompt about which little is known is tried now and then, one that is known to be
-hopeless or solved hardly ever.
+posterior (Thompson sampling, Thompson 1933; Russo et al., arXiv:1707.02038, §3), and prompts are sampled with weights
+`p (1 - p)` of these draws. A prompt about which little is known is tried now and then, one that is known to be hopeless
+or solved hardly ever. (To take the highest draws instead was tried, and trained worse: `benchmarks/README.md`.)
 """
 
 from __future__ import annotations
@@ -124,8 +124,10 @@ class PassRateCurriculum:
         uniform = rng.choice(np.flatnonzero(left), size=rng.binomial(count, self.floor), replace=False)
         left[uniform] = False
         others = np.flatnonzero(left)
-        best = others[np.argsort(-signal[others], kind="stable")[: count - len(uniform)]]
-        return rng.permutation(np.concatenate([uniform, best])).astype(np.int64)
+        # Weighted, without replacement: the smallest of e_i / w_i, e_i exponential (Efraimidis and Spirakis 2006)
+        waiting = rng.exponential(size=len(self))[others] / np.maximum(signal[others], np.finfo(np.float64).tiny)
+        by_signal = others[np.argsort(waiting, kind="stable")[: count - len(uniform)]]
+        return rng.permutation(np.concatenate([uniform, by_signal])).astype(np.int64)
 
     def observe(self, indices: Sequence[int], passes: Sequence[int], rollouts: Sequence[int]) -> None:
         """Take in a generation: `passes` of `rollouts` completions of each prompt; a prompt may come several times.
