@@ -304,7 +304,7 @@ def test_settings_that_cannot_work_are_refused(make_trainer, fields, message):
 
 
 def test_streams_and_step_rewards_alone_are_refused(make_trainer, rows):
-    with pytest.raises(ValueError, match="dynamic_sampling=True needs a train_dataset that can be indexed"):
+    with pytest.raises(ValueError, match="dynamic_sampling=True cannot be used without a train_dataset that can"):
         make_trainer(dynamic_sampling=True, train_dataset=rows.to_iterable_dataset())
     steps = step_reward(lambda completions, **kwargs: [StepRewards([1.0], [1])] * len(completions))
     with pytest.raises(ValueError, match="num_generations_max=5 cannot be used with step rewards alone"):
