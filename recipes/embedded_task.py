@@ -83,11 +83,11 @@ def make_splits(
     return Splits(held_out=splits[0], validation=splits[1], practice=splits[2], warm_up=splits[3])
 
 
-def make_tokenizer(characters: str = "0123456789+= ") -> PreTrainedTokenizerFast:
-    """One token per character, and one per tag. Tags are ordinary tokens: rewards must see them in the decoded text."""
-    tokens = ("<pad>", "<eos>", "<unk>", *TAGS, *characters)
+def make_tokenizer(characters: str = "0123456789+= ", words: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    """One token per character, per word and per tag. Tags are ordinary: rewards must see them in the decoded text."""
+    tokens = ("<pad>", "<eos>", "<unk>", *TAGS, *characters, *words)
     tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("|".join((*TAGS, "."))), behavior="isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("|".join((*TAGS, *words, "."))), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
