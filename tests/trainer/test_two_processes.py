@@ -64,8 +64,9 @@ def test_two_processes_train_like_one(case, folders, make_model):
     prefixes = ("reward", "completions/", "eval_reward", "eval_pass@", "kl", "num_", "mean_of", "only_of", "adaptive/")
     prefixes = (*prefixes, "resampling/", "curriculum/")
     names = {name for entry in one_history for name in entry if name.startswith(prefixes)}
-    assert {"reward", "reward_std", "eval_reward", "eval_pass@2", "num_tokens", "mean_of_all", "only_of_x"} <= names
+    assert {"reward", "reward_std", "eval_reward", "eval_pass@2", "num_tokens", "mean_of_all"} <= names
     assert "completions/max_length" in names
+    assert "only_of_x" in names or case == "curriculum"  # which need not choose that prompt in so few steps
     if case == "adaptive groups":
         assert all(entry["adaptive/groups_gained"] > 0 for entry in one_history if "loss" in entry)
     if case == "curriculum":
