@@ -3,6 +3,7 @@ r"""What each part of GRPO is worth, and what other baselines and a critic make 
 Command (two cores, about 20 minutes; a run that is done is not run again):
 
     python recipes/ablations.py --jobs 2
+    python recipes/ablations.py --report       # what is done so far
     python recipes/ablations.py --smoke        # every method for two steps, in seconds
 
 From one warmed-up model per seed (the quickstart's task and warm-up), every method trains an adapter on as many
@@ -281,6 +282,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each")
     parser.add_argument("--output-dir", type=Path, default=Path("outputs/ablations"), help="models and single runs")
     parser.add_argument("--docs", type=Path, default=HERE.parent / "docs", help="folder of the report")
+    parser.add_argument("--report", action="store_true", help="run nothing: the report of the runs that are done")
     parser.add_argument("--smoke", action="store_true", help="untrained models, two small steps, one seed, one process")
     parser.add_argument("--one", nargs=2, metavar=("METHOD", "SEED"), help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
@@ -295,7 +297,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def run(method: str, seed: int) -> Path:
         place = out / f"{method}-{seed}"
-        if (place / "result.json").exists():
+        if (place / "result.json").exists() or arguments.report:
             return place / "result.json"
         if arguments.smoke or arguments.one:
             warm = out / f"warm-{seed}"
@@ -317,7 +319,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     work = [(method, seed) for seed in arguments.seeds for method in arguments.methods]
     with ThreadPoolExecutor(1 if arguments.smoke else arguments.jobs) as pool:
         files = list(pool.map(lambda one: run(*one), work))
-    results = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    results = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()]
+    if not results:
+        parser.error(f"--report: there is no run in {out}")
     given = " ".join(sys.argv[1:] if argv is None else argv)
     console.print(write_report(results, before, arguments.docs, f"python recipes/ablations.py {given}".strip()))
     console.print(f"written: {arguments.docs / 'ablations.md'}")

@@ -62,7 +62,7 @@ def test_an_untrained_critic_says_zero_and_learns(recipes: dict[str, ModuleType]
     batch = ppo.Batch.of([[5, 6], [7]], [[8], [9, 10, 11]], pad=0)
     values = batch.values(critic)
     assert values.shape == (2, 3) and values.eq(0).all()
-    optimizer = torch.optim.SGD([p for p in critic.parameters() if p.requires_grad], lr=0.05)
+    optimizer = torch.optim.Adam([p for p in critic.parameters() if p.requires_grad], lr=1e-3)
     losses = []
     for _ in range(5):
         loss = ((batch.values(critic) - batch.mask) ** 2).sum()
