@@ -322,8 +322,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     results = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()]
     if not results:
         parser.error(f"--report: there is no run in {out}")
-    given = " ".join(sys.argv[1:] if argv is None else argv)
-    console.print(write_report(results, before, arguments.docs, f"python recipes/ablations.py {given}".strip()))
+    how = " --smoke" if arguments.smoke else f" --jobs {arguments.jobs}"
+    console.print(write_report(results, before, arguments.docs, f"python recipes/ablations.py{how}"))
     console.print(f"written: {arguments.docs / 'ablations.md'}")
 
 

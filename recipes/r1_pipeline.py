@@ -32,7 +32,6 @@ import argparse
 import json
 import random
 import shutil
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -305,13 +304,14 @@ def report(table: Sequence[dict[str, Any]], seed: int, effort: Effort, command: 
     (docs / "r1-pipeline.md").write_text(
         f"""# R1's stages in miniature
 
-Written by `{command}` (seed {seed}); `recipes/r1_pipeline.py` says what each stage is.
+Written by `{command}`; `recipes/r1_pipeline.py` says what each stage is.
 
 {text}
 {notes}
 Greedy completions of held-out prompts: accuracy, form and the share of Korean letters on {effort.held_out} additions,
 honesty ("?" where a number is missing) on at most 100 prompts of the second kind, which only stages 3 and 4 have seen.
-One seed of a 0.9M-parameter model: it shows what each stage changes, not how much it would on a real one.
+One seed of a 0.9M-parameter model: it shows what each stage changes, not how much it would on a real one. Seconds are
+the clock's, whatever else the machine did.
 """,
         encoding="utf-8",
     )
@@ -333,10 +333,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     effort = SMOKE if arguments.smoke else Effort()
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
     table = run(arguments.seed, arguments.output_dir, effort, arguments.smoke)
-    given = " ".join(sys.argv[1:] if argv is None else argv)
-    console.print(
-        report(table, arguments.seed, effort, f"python recipes/r1_pipeline.py {given}".strip(), arguments.docs)
-    )
+    command = f"python recipes/r1_pipeline.py --seed {arguments.seed}{' --smoke' * arguments.smoke}"
+    console.print(report(table, arguments.seed, effort, command, arguments.docs))
 
 
 if __name__ == "__main__":
