@@ -272,10 +272,11 @@ methods are, and what is the same for all of them, is said at the top of `recipe
 
 ![accuracy, memory and processor time by method](ablations/ablations.svg)
 
-Accuracy: greedy, on held-out problems, mean and standard deviation (sd) over the seeds, and the mean difference to full
-GRPO on the same seeds, which are not equally hard. Memory: growth of the process's peak. Seconds are the clock's, with
-as many runs at a time as `--jobs` says; CPU seconds the processor's. PPO goes over each batch four times, the others once.
-No method's learning rate was tuned: this is one task, of a 0.9M-parameter model, and says how the methods compare there.
+Accuracy: greedy, on held-out problems, mean and standard deviation (sd) over the seeds, and the mean difference to
+full GRPO on the same seeds, which are not equally hard. Memory: growth of the process's peak. Seconds are the clock's,
+with as many runs at a time as `--jobs` says; CPU seconds the processor's. PPO goes over each batch four times, the
+others once. No method's learning rate was tuned: this is one task, of a 0.9M-parameter model, and says how the methods
+compare there.
 """
     (docs / "ablations.md").write_text(text, encoding="utf-8")
     return table(rows)
