@@ -46,7 +46,8 @@ def mix(
         shares = [weight / sum(weights) for weight in weights]
         mixed = interleave_datasets(prepared, shares, seed=seed, stopping_strategy=stopping_strategy)
     if deduplicate != "off" and streaming:
-        mixed = apply_screen(mixed, SeenBefore(), report)
+        again = bool(weights) and stopping_strategy == "all_exhausted"
+        mixed = apply_screen(mixed, SeenBefore(again), report)
     return mixed
 
 
@@ -111,6 +112,10 @@ class _Count:
 
     def __init__(self, report: PromptReport) -> None:
         self.report = report
+
+    def __deepcopy__(self, memo: Any) -> _Count:
+        """A stream may be copied, to be mixed; the report is the one that was asked for."""
+        return _Count(self.report)
 
     def __call__(self, batch: Batch, indices: list[int]) -> dict[str, list[Any]]:
         if indices and indices[0] == 0:

@@ -88,7 +88,7 @@ class SourcePlan:
         if not streaming:
             report.of(self.name).read = len(rows)
         for screen in self._screens(tokenizer, chat_template_kwargs):
-            rows = apply_screen(rows, screen, report)
+            rows = apply_screen(rows, screen, report, self.name)
         choice = {key: self.arguments[key] for key in (*_CHOICE, "seed") if key in self.arguments}
         return Choice(**choice).of(rows)
 

@@ -34,7 +34,8 @@ class SourceReport:
 class PromptReport:
     """What `load_prompts` did, by source; printed, it is a line per source and rule.
 
-    Of a stream the counts are those of the rows that were read so far, in the current pass over it.
+    Of a stream the counts are those of the rows that were read so far, in the current pass over it; of a source that a
+    mixture reads again (`all_exhausted`), `read` and what was dropped are those of the current reading.
 
     Attributes:
         examples: how many dropped rows are kept as examples, per source and rule; None: all of them.
@@ -47,6 +48,12 @@ class PromptReport:
     def of(self, source: str) -> SourceReport:
         """The counts of a source, made when first asked for."""
         return self.sources.setdefault(source, SourceReport())
+
+    def forget(self, rule: str, source: str | None = None) -> None:
+        """What a rule left out of a source, or of all: a new pass over a stream begins."""
+        for counts in self.sources.values() if source is None else [self.of(source)]:
+            counts.dropped.pop(rule, None)
+            counts.examples.pop(rule, None)
 
     def drop(self, source: str, rule: str, row: int, problem: str, why: str) -> None:
         """Count a row that a rule left out."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
 import re
@@ -136,6 +137,10 @@ class Preparation:
         self.deduplicate, self.drop_unreadable = deduplicate, drop_unreadable
         self.report = report  # of a stream, which is counted as it is read
 
+    def __deepcopy__(self, memo: Any) -> Preparation:
+        """Streams are copied to be mixed; what they count goes into the one report that was asked for."""
+        return copy.copy(self)
+
     @property
     def key(self) -> Any:
         """All that the rows depend on."""
@@ -145,7 +150,7 @@ class Preparation:
     def __call__(self, batch: Batch, indices: list[int]) -> dict[str, list[Any]]:
         if self.report is not None:
             if indices and indices[0] == 0:  # a new pass over the stream
-                self.report.sources.pop(self.name, None)
+                self.report.of(self.name).read = 0
             self.report.of(self.name).read += len(indices)
         made: dict[str, list[Any]] = {name: [] for name in self.names}
         for offset, index in enumerate(indices):

@@ -103,12 +103,18 @@ def first_of_each(keys: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 class SeenBefore(Screen):
-    """Duplicates in a stream, in memory that does not grow: a Bloom filter of the problems' keys (Bloom 1970)."""
+    """Duplicates in a stream, in memory that does not grow: a Bloom filter of the problems' keys (Bloom 1970).
+
+    Args:
+        again: a mixture reads its sources again until all are used up: a row that was kept once is kept each time, by
+            an entry of its own (half as many problems can be told then).
+    """
 
     rule = "duplicates"
     columns = ("_key",)
 
-    def __init__(self) -> None:
+    def __init__(self, again: bool = False) -> None:
+        self.again = again
         self.restart()
 
     def restart(self) -> None:
@@ -116,26 +122,51 @@ class SeenBefore(Screen):
         self.words = np.zeros(1 << (_BITS - 6), dtype=np.uint64)
         self.count = 0
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {"again": self.again}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
     @property
     def key(self) -> Any:
         raise TypeError("a stream is not cached")
 
     def __call__(self, batch: Batch) -> list[str]:
         keys = np.asarray(batch["_key"], dtype=np.int64).astype(np.uint64)
-        # Double hashing (Kirsch and Mitzenmacher 2006): the i-th bit is low + i * high
-        low, high = keys & np.uint64(0xFFFFFFFF), (keys >> np.uint64(32)) | np.uint64(1)
-        bits = (low[:, None] + np.arange(_HASHES, dtype=np.uint64) * high[:, None]) % np.uint64(1 << _BITS)
-        places, masks = bits >> np.uint64(6), np.uint64(1) << (bits & np.uint64(63))
-        known = ((self.words[places] & masks) != 0).all(axis=1)
-        known |= first_of_each(keys) != np.arange(len(keys))
-        np.bitwise_or.at(self.words, places[~known], masks[~known])
-        self.count += int((~known).sum())
+        known = self._holds(keys) | (first_of_each(keys) != np.arange(len(keys)))
+        added, dropped = keys[~known], known
+        if self.again:
+            rows = np.asarray(batch["_row"], dtype=np.int64).astype(np.uint64)
+            names = np.asarray([problem_key(name, "exact") for name in batch["source"]], dtype=np.int64)
+            places = keys ^ names.astype(np.uint64) ^ (rows * np.uint64(0x9E3779B97F4A7C15))
+            dropped = (known & ~self._holds(places))[first_of_each(places)]
+            added = np.concatenate([added, places[~known]])
+        self._add(added)
         if self.count > STREAM_CAPACITY:
+            problems = STREAM_CAPACITY // 2 if self.again else STREAM_CAPACITY
             raise ValueError(
-                f"deduplicate: this stream has more than {STREAM_CAPACITY:,} different problems, more than duplicates "
+                f"deduplicate: this stream has more than {problems:,} different problems, more than duplicates "
                 "can be told among in constant memory. Set streaming=False, or deduplicate='off'."
             )
-        return ["a problem like it came before" if seen else "" for seen in known]
+        return ["a problem like it came before" if seen else "" for seen in dropped]
+
+    def _holds(self, keys: np.ndarray[Any, Any]) -> Any:
+        places, masks = _bits(keys)
+        return ((self.words[places] & masks) != 0).all(axis=1)
+
+    def _add(self, keys: np.ndarray[Any, Any]) -> None:
+        places, masks = _bits(keys)
+        np.bitwise_or.at(self.words, places, masks)
+        self.count += len(keys)
+
+
+def _bits(keys: np.ndarray[Any, Any]) -> tuple[Any, Any]:
+    """Words of the filter and bits in them, (keys, hashes); double hashing (Kirsch and Mitzenmacher 2006): the i-th bit
+    is low + i * high."""
+    low, high = keys & np.uint64(0xFFFFFFFF), (keys >> np.uint64(32)) | np.uint64(1)
+    bits = (low[:, None] + np.arange(_HASHES, dtype=np.uint64) * high[:, None]) % np.uint64(1 << _BITS)
+    return bits >> np.uint64(6), np.uint64(1) << (bits & np.uint64(63))
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
