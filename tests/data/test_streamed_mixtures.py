@@ -1,4 +1,4 @@
-"""Streams of several sources: what is left out is counted, and a source that is read again is no duplicate of itself."""
+"""Streams of several sources: what is left out is counted; a source that is read again is no duplicate of itself."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Write = Callable[..., str]
 def files(write: Write) -> tuple[str, str]:
     """40 rows; and 7, of which one cannot be read, one is a row of the first file, and one is contaminated."""
     first = write("first.jsonl", [{"problem": f"first {n}", "answer": "1"} for n in range(40)])
-    rows = [{"problem": f"second {n}", "answer": "2"} for n in range(5)]
+    rows: list[Any] = [{"problem": f"second {n}", "answer": "2"} for n in range(5)]
     rows[2]["problem"] = "held out"
     return first, write(
         "second.jsonl", [*rows, {"problem": "q", "answer": None}, {"problem": "first 3", "answer": "1"}]

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from .opening import declaration, open_rows
 from .overlap import Contamination
 from .report import PromptReport
-from .rows import Columns, Preparation, features_of, find_columns
+from .rows import Columns, Preparation, features_of, find_columns, problem_columns
 from .screens import DEDUPLICATE, PassRateBand, TokenLimit, Unreadable
 from .sources import Location, Source, locate
 from .steps import Screen, apply_screen, map_rows
@@ -25,6 +25,7 @@ STOPPING = ("first_exhausted", "all_exhausted", "all_exhausted_without_replaceme
 UNREADABLE = ("error", "drop")
 SHUFFLE_BUFFER = 10_000
 _CHOICE = ("shuffle", "skip", "take")
+_OF_EVALUATION = ("split", "config", "columns")  # what overrides may say of a source that only `decontaminate` names
 
 
 @dataclass(frozen=True)
@@ -151,18 +152,17 @@ def plan_sources(
         ValueError: there is none, one is unknown or given twice, or its arguments do not fit.
     """
     weights = _weights(source)
-    for name, arguments in (overrides or {}).items():
-        if name not in weights:
-            raise ValueError(
-                f"overrides has {name!r}, which is no source{_near(name, weights)}; they are {_all(weights)}."
-            )
-        for key in arguments:
-            if key not in (*own, *_CHOICE):
-                known = (*own, *_CHOICE)
-                raise ValueError(f"overrides[{name!r}] has {key!r}{_near(key, known)}; it may have {_all(known)}.")
+    given = _overrides(overrides, weights, own)
     located = {name: locate(name) for name in weights}  # all names, before anything is read
+    against = {name: values for name, values in given.items() if name not in weights}
     plans = [
-        _plan(where, weights[name], {**own, **(overrides or {}).get(name, {})}, streaming, deduplicate)
+        _plan(
+            where,
+            weights[name],
+            {**own, **given.get(name, {}), "decontaminate_overrides": against},
+            streaming,
+            deduplicate,
+        )
         for name, where in located.items()
     ]
     forms = {plan.prompter.conversational for plan in plans}
@@ -195,13 +195,25 @@ def shared_features(sources: Sequence[SourcePlan]) -> dict[str, Any]:
 
 
 def contamination_of(arguments: Mapping[str, Any]) -> Contamination:
-    """The problems of the evaluation sources, read once."""
+    """The problems of the evaluation sources. Their gold answers need not be there.
+
+    Raises:
+        ValueError: a source cannot be read, or has no problems.
+    """
     found = Contamination(arguments["decontaminate_ngram"], arguments["decontaminate_share"])
     for name in arguments["decontaminate"]:
         where = locate(name)
         declared = declaration(where)
-        rows = open_rows(where, declared.evaluation_split, None, arguments["seed"], streaming=False)
-        columns = find_columns(name, declared, rows.features, None, None)
+        given = arguments["decontaminate_overrides"].get(name, {})
+        split = given.get("split", declared.evaluation_split)
+        rows = open_rows(where, split, given.get("config"), arguments["seed"], streaming=False)
+        try:
+            columns = problem_columns(name, declared, rows.features, given.get("columns"))
+        except ValueError as error:
+            raise ValueError(
+                f"decontaminate: {error} Of a source to decontaminate against: overrides={{{name!r}: {{'columns': "
+                "{'problem': 'its column'}}}."
+            ) from error
         preparation = Preparation(name, declared, columns, make_prompter("plain"), ("problem",), "off", False, None)
         features = Features({"problem": Value("string")})
         found.add(name, map_rows(rows, preparation, preparation.key, features, f"problems of {name}")["problem"])
@@ -265,6 +277,29 @@ def _weights(source: Any) -> dict[str, float | None]:
     if not found:
         raise ValueError("source is empty: say where the prompts come from.")
     return found
+
+
+def _overrides(overrides: Any, weights: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """What is said of one source: of those that are read any argument, of those that only `decontaminate` names where
+    their problems are."""
+    if not isinstance(overrides or {}, Mapping):
+        raise TypeError(f"overrides={overrides!r:.80} must be a mapping: {{source: {{argument: value}}}}.")
+    given = {os.fspath(name): values for name, values in (overrides or {}).items()}
+    named = [own["decontaminate"], *(v.get("decontaminate", ()) for v in given.values() if isinstance(v, Mapping))]
+    against = {name for names in named if not isinstance(names, str) for name in names or ()}
+    for name, values in given.items():
+        if name not in weights and name not in against:
+            sources = [*weights, *(name for name in against if isinstance(name, str))]
+            raise ValueError(
+                f"overrides has {name!r}, which is no source{_near(name, sources)}; they are {_all(sources)}."
+            )
+        if not isinstance(values, Mapping):
+            raise TypeError(f"overrides[{name!r}]={values!r:.80} must be a mapping of arguments to values.")
+        known = (*own, *_CHOICE) if name in weights else _OF_EVALUATION
+        for key in values:
+            if key not in known:
+                raise ValueError(f"overrides[{name!r}] has {key!r}{_near(key, known)}; it may have {_all(known)}.")
+    return given
 
 
 def _near(name: Any, known: Any) -> str:

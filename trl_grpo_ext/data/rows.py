@@ -39,11 +39,13 @@ class Columns:
         problem: columns that make the problem, joined by a space.
         answer: the column of the gold answer, and its parser.
         extra: kept column -> (its column, its feature or the kind it is turned into).
+        stated: the problem is written from kept columns, by the source's `statement`.
     """
 
     problem: tuple[str, ...]
     answer: tuple[str, str]
     extra: tuple[tuple[str, str, Any], ...]
+    stated: bool = False
 
 
 def find_columns(
@@ -65,8 +67,47 @@ def find_columns(
     """
     if answer is not None and answer not in PARSERS:
         raise ValueError(f"answer={answer!r} is no parser of gold answers: give one of {', '.join(PARSERS)}.")
+    given = _given_columns(name, features, columns)
+    problem = _problem_columns(name, declared, features, given)
+    golds = tuple((given.get(column, column), parser) for column, parser in declared.answer)
+    if "answer" in given:
+        parsers = {parser for _, parser in declared.answer}
+        other = parsers.pop() if len(parsers) == 1 else "text"  # of a column under another name
+        parser = next((parser for column, parser in declared.answer if column == given["answer"]), other)
+        golds = ((given["answer"], parser),)
+    gold = next(((column, parser) for column, parser in golds if column in features), None)
+    if gold is None:
+        raise _no_column(name, "answer", [column for column, _ in golds], features)
+    extra = _declared_extra(declared, features, given)
+    taken = {"problem", "answer", *(key for key, _, _ in extra)}
+    extra += [(key, column, features[column]) for key, column in given.items() if key not in taken]
+    if "pass_rate" in features and all(key != "pass_rate" for key, _, _ in extra):
+        extra.append(("pass_rate", "pass_rate", "float"))
+    stated = declared.statement is not None and "problem" not in given
+    return Columns(problem, (gold[0], answer or gold[1]), tuple(extra), stated)
+
+
+def problem_columns(name: str, declared: Source, features: Features, columns: Mapping[str, str] | None) -> Columns:
+    """The columns of a source's problems alone, for decontamination: there may be no gold answer.
+
+    Raises:
+        ValueError: a column is missing.
+    """
+    given = _given_columns(name, features, columns)
+    problem = _problem_columns(name, declared, features, given)
+    stated = declared.statement is not None and "problem" not in given
+    extra = _declared_extra(declared, features, given) if stated else []
+    return Columns(problem, (problem[0], "raw"), tuple(extra), stated)
+
+
+def _given_columns(name: str, features: Features, columns: Mapping[str, str] | None) -> dict[str, str]:
+    """What the user says of the columns, checked against those that are there."""
+    if not isinstance(columns or {}, Mapping):
+        raise TypeError(f"columns={columns!r:.80} must be a mapping: {{'problem': column, 'answer': column}}.")
     given = dict(columns or {})
     for key, column in given.items():
+        if not isinstance(column, str):
+            raise TypeError(f"columns[{key!r}]={column!r:.80} must be the name of one column.")
         if column not in features:
             near = difflib.get_close_matches(str(column), list(features), n=1, cutoff=0.5)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
@@ -76,32 +117,33 @@ def find_columns(
     wrong = [key for key in given if key in ("prompt", "solution", "source") or key.startswith("_")]
     if wrong:
         raise ValueError(f"columns has {wrong}: these names are made by load_prompts. Keep the column under another.")
+    return given
+
+
+def _problem_columns(name: str, declared: Source, features: Features, given: Mapping[str, str]) -> tuple[str, ...]:
     problems = ((given["problem"],),) if "problem" in given else declared.problem
-    problem = next((form for form in problems if all(column in features for column in form)), None)
-    golds = declared.answer
-    if "answer" in given:
-        parser = next((parser for column, parser in declared.answer if column == given["answer"]), "text")
-        golds = ((given["answer"], parser),)
-    gold = next(((column, parser) for column, parser in golds if column in features), None)
-    if problem is None or gold is None:
-        what, forms = ("problem", [" + ".join(form) for form in problems])
-        if problem is not None:
-            what, forms = "answer", [column for column, _ in golds]
-        raise ValueError(
-            f"source={name!r} has no column for the {what}: expected {' or '.join(map(repr, forms))}, it has "
-            f"{', '.join(features)}. Say which it is: columns={{{what!r}: 'its column'}}."
-        )
-    extra: list[tuple[str, str, Any]] = [
-        (key, column, features[column]) for key, column in given.items() if key not in ("problem", "answer")
-    ]
-    taken = {key for key, _, _ in extra}
+    renamed = [tuple(given.get(column, column) for column in form) for form in problems]
+    problem = next((form for form in renamed if all(column in features for column in form)), None)
+    if problem is None:
+        raise _no_column(name, "problem", [" + ".join(form) for form in renamed], features)
+    return problem
+
+
+def _declared_extra(declared: Source, features: Features, given: Mapping[str, str]) -> list[tuple[str, str, Any]]:
+    """Columns that the declaration keeps, turned into its kinds, under the names that the user says they have."""
+    extra: list[tuple[str, str, Any]] = []
     for key, (kind, candidates) in declared.extra:
-        found = next((column for column in candidates if column in features), None)
-        if key not in taken and found is not None:
+        found = given.get(key) or next((column for column in candidates if column in features), None)
+        if found is not None:
             extra.append((key, found, kind))
-    if "pass_rate" in features and "pass_rate" not in taken:
-        extra.append(("pass_rate", "pass_rate", "float"))
-    return Columns(problem, (gold[0], answer or gold[1]), tuple(extra))
+    return extra
+
+
+def _no_column(name: str, what: str, expected: list[str], features: Features) -> ValueError:
+    return ValueError(
+        f"source={name!r} has no column for the {what}: expected {' or '.join(map(repr, expected))}, it has "
+        f"{', '.join(features)}. Say which it is: columns={{{what!r}: 'its column'}}."
+    )
 
 
 def features_of(columns: Columns, conversational: bool) -> dict[str, Any]:
@@ -169,7 +211,7 @@ class Preparation:
 
     def _row(self, row: Mapping[str, Any], index: int) -> dict[str, Any]:
         kept = {key: self._kept(key, row[column], kind, index) for key, column, kind in self.columns.extra}
-        problem, solution = self._problem(row, index), self._solution(row, index)
+        problem, solution = self._problem(row, kept, index), self._solution(row, index)
         try:
             prompt = self.prompter(problem, {**row, **kept})
         except ValueError as error:
@@ -184,9 +226,15 @@ class Preparation:
             "_unreadable": "",
         }
 
-    def _problem(self, row: Mapping[str, Any], index: int) -> str:
-        if self.declared.statement is not None:
-            return self.declared.statement.format(**row)
+    def _problem(self, row: Mapping[str, Any], kept: Mapping[str, Any], index: int) -> str:
+        if self.columns.stated and self.declared.statement is not None:
+            for key, value in kept.items():
+                if value is None and f"{{{key}}}" in self.declared.statement:
+                    raise ValueError(
+                        f"source={self.name!r}, row {index}: {key!r} is None, and the problem is written from it. "
+                        "Correct the row, or leave such rows out, counted: unreadable='drop'."
+                    )
+            return self.declared.statement.format(**kept)
         parts = []
         for column in self.columns.problem:
             value = row[column]
@@ -226,6 +274,16 @@ def _integer(value: Any) -> int | None:
     if isinstance(value, str):
         found = _INTEGER.search(value)
         return int(found.group()) if found else None
+    return _whole(value)
+
+
+def _whole(value: Any) -> int:
+    """
+    Raises:
+        ValueError: the number has a fraction.
+    """
+    if int(value) != (float(value) if isinstance(value, str) else value):
+        raise ValueError(f"{value!r} is no whole number")
     return int(value)
 
 
@@ -233,5 +291,5 @@ _CONVERT: dict[str, Callable[[Any], Any]] = {
     "text": str,
     "int": _integer,
     "float": float,
-    "ints": lambda values: [int(value) for value in values],
+    "ints": lambda values: [_whole(value) for value in values],
 }

@@ -22,6 +22,8 @@ _BITS, _HASHES = 29, 12
 STREAM_CAPACITY = 10_000_000
 
 _MARKUP = re.compile(r"\\(?:left|right|displaystyle)(?![a-z])|\\[,;:! ]|\$|\\[()\[\]]")
+_RAISED = re.compile("[\u2070-\u207f\u00b2\u00b3\u00b9]+")
+_LOWERED = re.compile("[\u2080-\u208e]+")
 _GAP = re.compile(r"\s+")
 _OUTER_GAP = re.compile(r"(?<!\w) | (?!\w)")
 
@@ -85,9 +87,15 @@ class PassRateBand(Screen):
 
 def normalized(problem: str) -> str:
     """A problem without what does not change it: case, white space, dollar signs, spacing commands of LaTeX."""
-    text = _MARKUP.sub(" ", unicodedata.normalize("NFKC", problem).casefold())
+    text = _MARKUP.sub(" ", composed(problem).casefold())
     text = text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
-    return _OUTER_GAP.sub("", _GAP.sub(" ", text).strip()).rstrip(".?!:")
+    return _OUTER_GAP.sub("", _GAP.sub(" ", text).strip()).rstrip(".?:")
+
+
+def composed(problem: str) -> str:
+    """One form of each character (NFKC); 5\u00b2 is 5^2 then, and not 52."""
+    text = _RAISED.sub(lambda found: f"^{found.group()}", problem)
+    return unicodedata.normalize("NFKC", _LOWERED.sub(lambda found: f"_{found.group()}", text))
 
 
 def problem_key(problem: str, deduplicate: str) -> int:
