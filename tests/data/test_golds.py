@@ -23,6 +23,11 @@ from trl_grpo_ext.data.golds import PARSERS
         ("number", "025", "25"),
         ("number", "-3.50", "-3.5"),
         ("number", 7, "7"),
+        ("number", "-0.0", "0"),
+        ("number", "1e3", "1000"),
+        ("number", "1234567890123456789012345678901234", "1234567890123456789012345678901234"),  # not 28 digits of it
+        ("number", "0.12345678901234567890123456789012345", "0.12345678901234567890123456789012345"),
+        ("boxed", r"\boxed{1 \\} and", r"1 \\"),  # a line break, then the brace that ends the box
         ("text", "  x + 1 ", "x + 1"),
         ("raw", None, ""),
     ],
@@ -41,6 +46,7 @@ def test_parsed(parser: str, value: Any, gold: str) -> None:
         ("number", "five", "must be a number"),
         ("number", "1,23", "must be a number"),
         ("number", "", "must be a number"),
+        ("number", "1e999999999", "must be a number of at most 1000 digits"),
         ("number", True, "must be text or a number"),
         ("text", " ", "must not be blank"),
         ("text", "x" * 1001, "must be the answer alone"),

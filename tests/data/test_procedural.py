@@ -83,6 +83,8 @@ def test_stream_has_the_same_rows() -> None:
         ("procedural:arithmetic", {"config": "row=5"}, "has no option 'row'; it has rows, terms"),
         ("procedural:arithmetic", {"config": "rows"}, "config='rows' of .* write key=value"),
         ("procedural:arithmetic", {"config": "rows=few"}, "rows='few' must be a whole number of at least 1"),
+        ("procedural:arithmetic", {"config": "rows=5,rows=6"}, "has 'rows' twice"),
+        ("procedural:countdown", {"config": "max_numbers=2"}, "min_numbers=3 is more than max_numbers=2: give both"),
         ("procedural:arithmetic", {"config": "terms=1"}, "terms='1' must be a whole number of at least 2"),
         ("procedural:arithmetic", {"config": "signs=^"}, r"signs='\^' must be some of"),
         (

@@ -136,7 +136,7 @@ def check_arguments(
     ):
         if value not in known:
             raise ValueError(f"{name}={value!r} must be one of {', '.join(known)}.")
-    _check_choice(whole.skip, whole.take, "")
+    _check_choice(whole.skip, whole.take, whole.seed, "")
 
 
 def plan_sources(
@@ -201,7 +201,7 @@ def contamination_of(arguments: Mapping[str, Any]) -> Contamination:
         ValueError: a source cannot be read, or has no problems.
     """
     found = Contamination(arguments["decontaminate_ngram"], arguments["decontaminate_share"])
-    for name in arguments["decontaminate"]:
+    for name in map(os.fspath, arguments["decontaminate"]):
         where = locate(name)
         declared = declaration(where)
         given = arguments["decontaminate_overrides"].get(name, {})
@@ -248,14 +248,23 @@ def _check_source_arguments(name: str, arguments: dict[str, Any]) -> None:
         raise ValueError(f"decontaminate_share={share!r} must be within 0..1.")
     if isinstance(arguments["decontaminate"], str):
         raise ValueError(f"decontaminate={arguments['decontaminate']!r} must be a list of sources: put it in brackets.")
+    for other in arguments["decontaminate"] or ():
+        if not isinstance(other, (str, os.PathLike)):
+            raise TypeError(f"decontaminate has {other!r:.80}: it must be a list of sources, by name, id or file.")
     if arguments["unreadable"] not in UNREADABLE:
         raise ValueError(f"unreadable={arguments['unreadable']!r} must be one of {', '.join(UNREADABLE)}.")
-    if band is not None and (len(band) != 2 or not 0 <= band[0] <= band[1] <= 1):
+    rates = band if isinstance(band, Sequence) and all(isinstance(rate, (int, float)) for rate in band) else ()
+    if band is not None and (len(rates) != 2 or not 0 <= rates[0] <= rates[1] <= 1):
         raise ValueError(f"pass_rate={band!r} must be two numbers, 0 <= lowest <= highest <= 1.")
-    _check_choice(arguments.get("skip", 0), arguments.get("take"), f" of source={name!r}")
+    for key in ("split", "config"):
+        if not isinstance(arguments[key], str) and (key == "split" or arguments[key] is not None):
+            raise ValueError(f"{key}={arguments[key]!r} of source={name!r} must be text.")
+    _check_choice(arguments.get("skip", 0), arguments.get("take"), arguments["seed"], f" of source={name!r}")
 
 
-def _check_choice(skip: Any, take: Any, where: str) -> None:
+def _check_choice(skip: Any, take: Any, seed: Any, where: str) -> None:
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"seed={seed!r}{where} must be a whole number of at least 0.")
     if isinstance(skip, bool) or not isinstance(skip, int) or skip < 0:
         raise ValueError(f"skip={skip!r}{where} must be a whole number of at least 0.")
     if take is not None and (isinstance(take, bool) or not isinstance(take, int) or take < 1):
@@ -270,7 +279,13 @@ def _weights(source: Any) -> dict[str, float | None]:
                 raise ValueError(f"source: the weight of {name!r} is {weight!r}; it must be a number above 0.")
         found: dict[str, float | None] = {str(name): float(weight) for name, weight in source.items()}
     else:
-        names = [source] if isinstance(source, (str, os.PathLike)) else list(source)
+        names = [source] if isinstance(source, (str, os.PathLike)) or not isinstance(source, Sequence) else source
+        for name in names:
+            if not isinstance(name, (str, os.PathLike)):
+                raise TypeError(
+                    f"source has {name!r:.80}: give a name, an id on the Hub or a file, a list of these, or a mixture "
+                    "as a mapping {source: weight}."
+                )
         found = {os.fspath(name): None for name in names}
         if len(found) < len(names):
             raise ValueError(f"source={names} names one twice: give a mixture's weights as {{source: weight}}.")

@@ -94,6 +94,11 @@ def procedural_rows(
         if key not in defaults:
             raise ValueError(f"config of source={source!r} has no option {key!r}; it has {_names(defaults)}.")
     chosen = {key: _value(source, key, options.get(key), default) for key, default in defaults.items()}
+    if task == "countdown" and int(chosen["min_numbers"]) > int(chosen["max_numbers"]):
+        raise ValueError(
+            f"config of source={source!r}: min_numbers={chosen['min_numbers']} is more than max_numbers="
+            f"{chosen['max_numbers']}: give both."
+        )
     arguments = {"task": task, "split": split, "seed": seed, "code": CODE, **chosen}
     if streaming:
         return IterableDataset.from_generator(generate, gen_kwargs=arguments)

@@ -100,5 +100,5 @@ class PromptReport:
             lines.append(f"{name}: {counts.read:,} read, {counts.kept:,} kept" + "".join(f", {rule}" for rule in rules))
             for rule, rows in counts.examples.items():
                 if rows:
-                    lines.append(f"  {rule}: row {rows[0].row}, {rows[0].why}: {rows[0].problem[:80]!r}")
+                    lines.append(f"  such as row {rows[0].row} ({rule}): {rows[0].why}: {rows[0].problem[:80]!r}")
         return "\n".join(lines)

@@ -42,7 +42,7 @@ class TokenLimit(Screen):
     """Prompts of more tokens than `limit`, as the trainer counts them: after the chat template."""
 
     rule = "too long"
-    columns = ("prompt",)
+    columns = ("prompt", "source", "_row")
 
     def __init__(
         self, limit: int, tokenizer: PreTrainedTokenizerBase, chat_template_kwargs: Mapping[str, Any] | None
@@ -57,7 +57,12 @@ class TokenLimit(Screen):
         return [self.limit, tokenizer_digest(tokenizer), json.dumps(self.template_kwargs, sort_keys=True, default=str)]
 
     def __call__(self, batch: Batch) -> list[str]:
-        lengths = [len(self.encoder.encode(prompt).ids) for prompt in batch["prompt"]]
+        lengths = []
+        for prompt, source, row in zip(batch["prompt"], batch["source"], batch["_row"], strict=True):
+            try:
+                lengths.append(len(self.encoder.encode(prompt).ids))
+            except ValueError as error:
+                raise ValueError(f"source={source!r}, row {row}: {error}") from error
         return ["" if n <= self.limit else f"{n} tokens, more than {self.limit}" for n in lengths]
 
 
