@@ -2,6 +2,7 @@ r"""Gold answers as data sets write them."""
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from trl_grpo_ext.data.golds import PARSERS
         ("number", "025", "25"),
         ("number", "-3.50", "-3.5"),
         ("number", 7, "7"),
+        ("number", Decimal("1.50"), "1.5"),  # Parquet's
         ("number", "-0.0", "0"),
         ("number", "1e3", "1000"),
         ("number", "1234567890123456789012345678901234", "1234567890123456789012345678901234"),  # not 28 digits of it

@@ -102,3 +102,8 @@ def test_refusals(source: str, arguments: dict[str, Any], message: str) -> None:
 def test_generator_alone() -> None:
     (row,) = generate("arithmetic", "train", 0, "", 1, terms=2, max_operand=9, signs="+")
     assert re.fullmatch(r"What is \d \+ \d\?", row["problem"])
+
+
+def test_held_out_split_has_as_many_rows_as_there_are() -> None:
+    for source in ("procedural:arithmetic", "procedural:countdown"):
+        assert len(problems(source, split="test")) == 1000

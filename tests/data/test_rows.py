@@ -3,9 +3,11 @@ r"""Rows of the known sets under other names, and what a problem that is written
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import ClassLabel, Dataset, Features, Value
 
 from trl_grpo_ext import PromptReport, load_prompts
 from trl_grpo_ext.data.screens import normalized
@@ -64,3 +66,20 @@ def test_countdown_that_cannot_be_written(row: dict[str, Any], message: str, wri
 )
 def test_what_is_the_same_problem(one: str, other: str, same: bool) -> None:
     assert (normalized(one) == normalized(other)) is same
+
+
+def test_class_labels_are_their_names(tmp_path: Path) -> None:
+    """MMLU's answers: a number to `datasets`, a letter to everyone else."""
+    features = Features({"problem": Value("string"), "answer": ClassLabel(names=["A", "B", "C"])})
+    rows = {"problem": ["p", "q", "r"], "answer": [2, 0, None]}
+    Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "a.parquet")
+    for streaming in (False, True):
+        prompts = load_prompts(tmp_path / "a.parquet", unreadable="drop", streaming=streaming)
+        assert [row["solution"] for row in prompts] == ["C", "A"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_parquet_without_rows(streaming: bool, tmp_path: Path) -> None:
+    Dataset.from_dict({"problem": [], "answer": []}).to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"a\.parquet cannot be read: it holds no rows"):
+        load_prompts(tmp_path / "a.parquet", streaming=streaming)

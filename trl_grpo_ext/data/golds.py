@@ -77,7 +77,7 @@ PARSERS: dict[str, Callable[[Any], str]] = {
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, bool) or not isinstance(value, (str, int, float)) or value != value:
+    if isinstance(value, bool) or not isinstance(value, (str, int, float, Decimal)) or value != value:
         raise ValueError("must be text or a number")
     return repr(value) if isinstance(value, float) else str(value)
 

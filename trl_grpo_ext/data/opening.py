@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
+import pyarrow.parquet as pq
 from datasets import Dataset, IterableDataset, load_dataset
 from datasets.exceptions import DatasetsError
 
@@ -67,6 +68,8 @@ def _local(where: Location, streaming: bool) -> Rows:
     path = str(where.path)
     extra: Mapping[str, Any] = {"sep": "\t"} if path.removesuffix(".gz").endswith(".tsv") else {}
     try:
+        if path.endswith(".parquet") and pq.read_metadata(path).num_rows == 0:
+            raise ValueError("it holds no rows")  # which `datasets` takes for a batch size of 0
         rows = load_dataset(str(reader_of(path)), data_files=path, split="train", streaming=streaming, **extra)
         return rows._resolve_features() if streaming else rows  # reads the first rows
     except (DatasetsError, OSError, StopIteration, ValueError) as error:

@@ -77,7 +77,8 @@ _TASKS: dict[str, tuple[Callable[..., Any], dict[str, int | str]]] = {
 def procedural_rows(
     source: str, task: str, split: str, options: dict[str, str], seed: int, streaming: bool
 ) -> Dataset | IterableDataset:
-    """Distinct problems of a task: `rows` of them (by default 10,000), the same ones for the same seed and options.
+    """Distinct problems of a task: `rows` of them (by default 10,000, of the held-out split 1,000), the same ones for
+    the same seed and options.
 
     Raises:
         ValueError: there is no such task, split or option, an option's value does not fit, or there are too few
@@ -89,7 +90,7 @@ def procedural_rows(
         )
     if split not in SPLITS:
         raise ValueError(f"source={source!r} has no split {split!r}; it has {_names(SPLITS)}.")
-    defaults = {"rows": DEFAULT_ROWS, **_TASKS[task][1]}
+    defaults = {"rows": DEFAULT_ROWS if split == "train" else DEFAULT_ROWS // _HELD_OUT, **_TASKS[task][1]}
     for key in options:
         if key not in defaults:
             raise ValueError(f"config of source={source!r} has no option {key!r}; it has {_names(defaults)}.")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from datasets import Features, List, Value
+from datasets import ClassLabel, Features, List, Value
 
 from .golds import PARSERS
 from .prompts import Prompt
@@ -39,6 +39,7 @@ class Columns:
         problem: columns that make the problem, joined by a space.
         answer: the column of the gold answer, and its parser.
         extra: kept column -> (its column, its feature or the kind it is turned into).
+        labels: of an answer that is a class label, their names.
         stated: the problem is written from kept columns, by the source's `statement`.
     """
 
@@ -46,6 +47,7 @@ class Columns:
     answer: tuple[str, str]
     extra: tuple[tuple[str, str, Any], ...]
     stated: bool = False
+    labels: tuple[str, ...] = ()
 
 
 def find_columns(
@@ -84,7 +86,8 @@ def find_columns(
     if "pass_rate" in features and all(key != "pass_rate" for key, _, _ in extra):
         extra.append(("pass_rate", "pass_rate", "float"))
     stated = declared.statement is not None and "problem" not in given
-    return Columns(problem, (gold[0], answer or gold[1]), tuple(extra), stated)
+    labels = tuple(features[gold[0]].names) if isinstance(features[gold[0]], ClassLabel) else ()
+    return Columns(problem, (gold[0], answer or gold[1]), tuple(extra), stated, labels)
 
 
 def problem_columns(name: str, declared: Source, features: Features, columns: Mapping[str, str] | None) -> Columns:
@@ -248,10 +251,13 @@ class Preparation:
 
     def _solution(self, row: Mapping[str, Any], index: int) -> str:
         column, parser = self.columns.answer
+        value = row[column]
+        if self.columns.labels and isinstance(value, int):  # datasets gives a label's number; below 0 is none
+            value = self.columns.labels[value] if value >= 0 else None
         try:
-            return PARSERS[parser](row[column])
+            return PARSERS[parser](value)
         except ValueError as error:
-            shown = str(row[column])
+            shown = str(value)
             raise ValueError(
                 f"source={self.name!r}, row {index}: {column!r} {error}, it is {shown[-80:]!r}. Correct the row, or "
                 f"say how the answers are written: answer= one of {', '.join(PARSERS)} (now {parser!r}), or leave such "
