@@ -225,6 +225,7 @@ def test_stream_reads_no_further_than_it_must(write: Write) -> None:
     report = PromptReport()
     stream = load_prompts(file, streaming=True, report=report)
     assert next(iter(stream))["problem"] == "p0" and report.read < 1000
+    assert str(report).endswith("kept (so far, of a stream)")
 
 
 # Refusals

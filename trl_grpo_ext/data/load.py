@@ -113,6 +113,7 @@ def load_prompts(
     check_arguments(deduplicate, stopping_strategy, tokenizer, whole)
     report = PromptReport() if report is None else report
     report.sources.clear()
+    report.streaming = streaming
     sources = plan_sources(source, own, overrides, streaming, deduplicate)
     prepared = [plan.prepare(sources, tokenizer, chat_template_kwargs, report) for plan in sources]
     mixed = mix(prepared, sources, deduplicate, stopping_strategy, seed, report)

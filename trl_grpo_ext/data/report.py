@@ -40,10 +40,12 @@ class PromptReport:
     Attributes:
         examples: how many dropped rows are kept as examples, per source and rule; None: all of them.
         sources: the counts, by the source's name.
+        streaming: they are of a stream, and grow as it is read.
     """
 
     examples: int | None = 5
     sources: dict[str, SourceReport] = field(default_factory=dict)
+    streaming: bool = False
 
     def of(self, source: str) -> SourceReport:
         """The counts of a source, made when first asked for."""
@@ -97,7 +99,8 @@ class PromptReport:
             rules = [f"{count:,} {rule}" for rule, count in counts.dropped.items()]
             if counts.unused:
                 rules.append(f"{counts.unused:,} not used")
-            lines.append(f"{name}: {counts.read:,} read, {counts.kept:,} kept" + "".join(f", {rule}" for rule in rules))
+            rules = [f"{counts.read:,} read", f"{counts.kept:,} kept", *rules]
+            lines.append(f"{name}: {', '.join(rules)}" + (" (so far, of a stream)" if self.streaming else ""))
             for rule, rows in counts.examples.items():
                 if rows:
                     lines.append(f"  such as row {rows[0].row} ({rule}): {rows[0].why}: {rows[0].problem[:80]!r}")

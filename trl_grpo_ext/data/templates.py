@@ -175,7 +175,7 @@ def _named(template: str) -> PromptTemplate:
     path = Path(template).expanduser()
     if path.suffix == ".jinja":
         try:
-            return PromptTemplate(text=path.read_text(encoding="utf-8"))
+            return PromptTemplate(text=path.read_text(encoding="utf-8-sig"))
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"template={template!r} cannot be read: {error}") from error
     near = difflib.get_close_matches(template, TEMPLATES, n=1, cutoff=0.5)
@@ -192,20 +192,34 @@ def _shots(few_shot: Sequence[Mapping[str, str]] | str) -> list[Mapping[str, str
     if isinstance(few_shot, str):
         where = f"few_shot={few_shot!r}"
         try:
-            lines = Path(few_shot).expanduser().read_text(encoding="utf-8").split("\n")
-            rows = [json.loads(line) for line in lines if line.strip()]
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            lines = Path(few_shot).expanduser().read_text(encoding="utf-8-sig").split("\n")
+            rows = [_line(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+        except (OSError, ValueError) as error:
             raise ValueError(
                 f"{where} cannot be read: {error}. Give a JSON Lines file of {{problem, answer, solution}}."
             ) from error
+        if not rows:
+            raise ValueError(f"{where} has no examples: it is empty. Write one per line, or leave few_shot out.")
     else:
         rows = few_shot
     for index, row in enumerate(rows):
-        if not isinstance(row, Mapping) or not str(row.get("problem") or "").strip() or "answer" not in row:
+        if not isinstance(row, Mapping) or not all(_said(row.get(key)) for key in ("problem", "answer")):
             raise ValueError(
                 f"{where}, row {index} is {str(row)[:80]}: an example has problem and answer, and optionally solution."
             )
-    return [{"solution": "", **{key: str(value) for key, value in row.items()}} for row in rows]
+    return [{"solution": "", **{key: _said(value) for key, value in row.items()}} for row in rows]
+
+
+def _line(number: int, line: str) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"line {number} is not JSON ({error})") from error
+
+
+def _said(value: Any) -> str:
+    """A value of an example as text; "" of what is not there."""
+    return "" if value is None else str(value) if str(value).strip() else ""
 
 
 _ENVIRONMENT = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
