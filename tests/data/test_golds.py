@@ -54,6 +54,7 @@ def test_parsed(parser: str, value: Any, gold: str) -> None:
         ("text", "x" * 1001, "must be the answer alone"),
         ("text", float("nan"), "must be text or a number"),
         ("text", ["5"], "must be text or a number"),
+        ("text", 123456789012345678901234567890.0, "may have lost digits: it must be written as text"),
     ],
 )
 def test_refused(parser: str, value: Any, message: str) -> None:

@@ -113,6 +113,19 @@ def test_duplicates_across_sources_are_the_later_ones(write: Write) -> None:
     assert report.of(second).examples["duplicates"][0].why == f"the same as row 1 of {first}"
 
 
+def test_duplicate_with_another_answer_is_shown_as_such(write: Write) -> None:
+    file, report = write("a.jsonl", [{"problem": "p", "answer": "1"}, {"problem": "P.", "answer": "2"}]), PromptReport()
+    load_prompts(file, report=report)
+    (example,) = report.of(file).examples["duplicates"]
+    assert example.why == f"the same as row 0 of {file}, where the answer is '1' and not '2'"
+
+
+def test_number_that_no_float_holds_is_refused(write: Write) -> None:
+    file = write("a.jsonl", [{"problem": "p", "answer": 123456789012345678901234567890}])
+    with pytest.raises(ValueError, match=r"row 0: 'answer' .*may have lost digits: it must be written as text"):
+        load_prompts(file)
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_pass_rate_band(streaming: bool, write: Write) -> None:
     rates = [0.0, 0.125, 0.5, 0.875, 1.0, None]

@@ -79,6 +79,8 @@ PARSERS: dict[str, Callable[[Any], str]] = {
 def _text(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, (str, int, float, Decimal)) or value != value:
         raise ValueError("must be text or a number")
+    if isinstance(value, float) and 2**53 <= abs(value) < float("inf"):  # digits may be lost already
+        raise ValueError("is a number that was read as a float and may have lost digits: it must be written as text")
     return repr(value) if isinstance(value, float) else str(value)
 
 

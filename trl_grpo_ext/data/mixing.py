@@ -100,6 +100,8 @@ def without_duplicates(prepared: Sequence[Dataset], report: PromptReport) -> lis
                 owner = int(np.searchsorted(starts, own[index], side="right")) - 1
                 original = prepared[owner][int(own[index] - starts[owner])]
                 why = f"the same as row {original['_row']} of {original['source']}"
+                if original["solution"] != (other := rows[index]["solution"]):
+                    why += f", where the answer is {original['solution'][:40]!r} and not {other[:40]!r}"
                 return DroppedPrompt(rows[index]["_row"], rows[index]["problem"][:MAX_SHOWN], why)
 
             report.drop_all(rows[0]["source"], SeenBefore.rule, np.flatnonzero(~is_first).tolist(), describe)
