@@ -142,6 +142,8 @@ def test_unreadable_rows_are_counted_where_they_are_dropped(write: Write) -> Non
         report = PromptReport()
         assert numbers(load_prompts(file, unreadable="drop", streaming=streaming, report=report)) == ["0", "2"]
         assert report.dropped == {"unreadable": 2} and [e.row for e in report.of(file).examples["unreadable"]] == [2, 3]
+        for example, why in zip(report.of(file).examples["unreadable"], ("is 'None'", "must be text"), strict=True):
+            assert example.why.endswith(why)  # and no remedy, which is taken already
     with pytest.raises(ValueError, match=r"a\.jsonl', row 2: 'answer' must be text or a number, it is 'None'"):
         load_prompts(file)
 

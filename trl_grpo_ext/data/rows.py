@@ -163,6 +163,14 @@ def features_of(columns: Columns, conversational: bool) -> dict[str, Any]:
     return made | {key: _KINDS[kind] if isinstance(kind, str) else kind for key, _, kind in columns.extra}
 
 
+class UnreadableRow(ValueError):
+    """A row without a problem or a gold answer: `what` is wrong is all that the report of dropped rows says."""
+
+    def __init__(self, what: str, remedy: str = "") -> None:
+        super().__init__(f"{what}. {remedy}" if remedy else what)  # a data loader's worker sends it on as one text
+        self.what = what
+
+
 class Preparation:
     """Batches of a source's rows -> `problem`, `prompt`, `solution`, `source`, kept columns, row number and key."""
 
@@ -206,7 +214,11 @@ class Preparation:
                 if not self.drop_unreadable:
                     raise
                 nothing: Prompt = [] if self.prompter.conversational else ""
-                values = {"problem": str(row[self.columns.problem[0]]), "prompt": nothing, "_unreadable": str(error)}
+                values = {
+                    "problem": str(row[self.columns.problem[0]]),
+                    "prompt": nothing,
+                    "_unreadable": getattr(error, "what", str(error)),
+                }
             values |= {"source": self.name, "_row": index}
             for name, column in made.items():
                 column.append(values.get(name))
@@ -233,18 +245,19 @@ class Preparation:
         if self.columns.stated and self.declared.statement is not None:
             for key, value in kept.items():
                 if value is None and f"{{{key}}}" in self.declared.statement:
-                    raise ValueError(
-                        f"source={self.name!r}, row {index}: {key!r} is None, and the problem is written from it. "
-                        "Correct the row, or leave such rows out, counted: unreadable='drop'."
+                    raise UnreadableRow(
+                        f"source={self.name!r}, row {index}: {key!r} is None, and the problem is written from it",
+                        "Correct the row, or leave such rows out, counted: unreadable='drop'.",
                     )
             return self.declared.statement.format(**kept)
         parts = []
         for column in self.columns.problem:
             value = row[column]
             if not isinstance(value, str) or not value.strip():
-                raise ValueError(
-                    f"source={self.name!r}, row {index}: {column!r} is {value!r:.80}; a problem must be text. Name "
-                    "the right column, columns={'problem': ...}, or leave such rows out, counted: unreadable='drop'."
+                raise UnreadableRow(
+                    f"source={self.name!r}, row {index}: {column!r} is {value!r:.80}; a problem must be text",
+                    "Name the right column, columns={'problem': ...}, or leave such rows out, counted: unreadable="
+                    "'drop'.",
                 )
             parts.append(value.strip())
         return " ".join(parts)
@@ -258,10 +271,10 @@ class Preparation:
             return PARSERS[parser](value)
         except ValueError as error:
             shown = str(value)
-            raise ValueError(
-                f"source={self.name!r}, row {index}: {column!r} {error}, it is {shown[-80:]!r}. Correct the row, or "
-                f"say how the answers are written: answer= one of {', '.join(PARSERS)} (now {parser!r}), or leave such "
-                "rows out, counted: unreadable='drop'."
+            raise UnreadableRow(
+                f"source={self.name!r}, row {index}: {column!r} {error}, it is {shown[-80:]!r}",
+                f"Correct the row, or say how the answers are written: answer= one of {', '.join(PARSERS)} (now "
+                f"{parser!r}), or leave such rows out, counted: unreadable='drop'.",
             ) from error
 
     def _kept(self, key: str, value: Any, kind: Any, index: int) -> Any:
