@@ -2,6 +2,7 @@ r"""Gold answers as data sets write them."""
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -23,6 +24,12 @@ from trl_grpo_ext.data.golds import PARSERS
         ("number", "025", "25"),
         ("number", "-3.50", "-3.5"),
         ("number", 7, "7"),
+        ("number", Decimal("1.50"), "1.5"),  # Parquet's
+        ("number", "-0.0", "0"),
+        ("number", "1e3", "1000"),
+        ("number", "1234567890123456789012345678901234", "1234567890123456789012345678901234"),  # not 28 digits of it
+        ("number", "0.12345678901234567890123456789012345", "0.12345678901234567890123456789012345"),
+        ("boxed", r"\boxed{1 \\} and", r"1 \\"),  # a line break, then the brace that ends the box
         ("text", "  x + 1 ", "x + 1"),
         ("raw", None, ""),
     ],
@@ -41,11 +48,13 @@ def test_parsed(parser: str, value: Any, gold: str) -> None:
         ("number", "five", "must be a number"),
         ("number", "1,23", "must be a number"),
         ("number", "", "must be a number"),
+        ("number", "1e999999999", "must be a number of at most 1000 digits"),
         ("number", True, "must be text or a number"),
         ("text", " ", "must not be blank"),
         ("text", "x" * 1001, "must be the answer alone"),
         ("text", float("nan"), "must be text or a number"),
         ("text", ["5"], "must be text or a number"),
+        ("text", 123456789012345678901234567890.0, "may have lost digits: it must be written as text"),
     ],
 )
 def test_refused(parser: str, value: Any, message: str) -> None:

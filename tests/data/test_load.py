@@ -113,6 +113,19 @@ def test_duplicates_across_sources_are_the_later_ones(write: Write) -> None:
     assert report.of(second).examples["duplicates"][0].why == f"the same as row 1 of {first}"
 
 
+def test_duplicate_with_another_answer_is_shown_as_such(write: Write) -> None:
+    file, report = write("a.jsonl", [{"problem": "p", "answer": "1"}, {"problem": "P.", "answer": "2"}]), PromptReport()
+    load_prompts(file, report=report)
+    (example,) = report.of(file).examples["duplicates"]
+    assert example.why == f"the same as row 0 of {file}, where the answer is '1' and not '2'"
+
+
+def test_number_that_no_float_holds_is_refused(write: Write) -> None:
+    file = write("a.jsonl", [{"problem": "p", "answer": 123456789012345678901234567890}])
+    with pytest.raises(ValueError, match=r"row 0: 'answer' .*may have lost digits: it must be written as text"):
+        load_prompts(file)
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_pass_rate_band(streaming: bool, write: Write) -> None:
     rates = [0.0, 0.125, 0.5, 0.875, 1.0, None]
@@ -129,6 +142,8 @@ def test_unreadable_rows_are_counted_where_they_are_dropped(write: Write) -> Non
         report = PromptReport()
         assert numbers(load_prompts(file, unreadable="drop", streaming=streaming, report=report)) == ["0", "2"]
         assert report.dropped == {"unreadable": 2} and [e.row for e in report.of(file).examples["unreadable"]] == [2, 3]
+        for example, why in zip(report.of(file).examples["unreadable"], ("is 'None'", "must be text"), strict=True):
+            assert example.why.endswith(why)  # and no remedy, which is taken already
     with pytest.raises(ValueError, match=r"a\.jsonl', row 2: 'answer' must be text or a number, it is 'None'"):
         load_prompts(file)
 
@@ -205,7 +220,9 @@ def test_report_of_a_cached_call_is_whole(write: Write) -> None:
         load_prompts(file, report=report, decontaminate=[write("b.jsonl", ROWS[3:4])])
     assert reports[0].as_dict() == reports[1].as_dict()
     assert reports[1].dropped == {"contaminated": 1, "duplicates": 1}
-    assert str(reports[1]).startswith(f"{file}: 8 read, 6 kept, 1 contaminated, 1 duplicates\n  contaminated: row 3, ")
+    assert str(reports[1]).startswith(
+        f"{file}: 8 read, 6 kept, 1 contaminated, 1 duplicates\n  such as row 3 (contaminated): "
+    )
 
 
 def test_stream_gives_the_same_rows_in_every_pass(write: Write) -> None:
@@ -223,6 +240,7 @@ def test_stream_reads_no_further_than_it_must(write: Write) -> None:
     report = PromptReport()
     stream = load_prompts(file, streaming=True, report=report)
     assert next(iter(stream))["problem"] == "p0" and report.read < 1000
+    assert str(report).endswith("kept (so far, of a stream)")
 
 
 # Refusals
@@ -235,7 +253,13 @@ def test_stream_reads_no_further_than_it_must(write: Write) -> None:
         ("none.jsonl", {}, "source='none.jsonl': there is no file 'none.jsonl'"),
         ("gsm8k:none.jsonl", {}, "source='gsm8k:none.jsonl': there is no file"),
         ("{pdf}", {}, "a file must end in one of .jsonl"),
-        ("{torn}", {}, r"torn\.jsonl cannot be read: "),
+        ("{torn}", {}, r"torn\.jsonl cannot be read: line 2 is not JSON \(Expecting value, character 13\): "),
+        ("{torn}", {"streaming": True}, r"torn\.jsonl cannot be read: line 2 is not JSON"),
+        ("{ragged}", {}, r"ragged\.csv cannot be read: .*Expected 2 fields in line 3, saw 4"),
+        ("{ragged}", {"streaming": True}, r"ragged\.csv cannot be read: .*Expected 2 fields in line 3, saw 4"),
+        ("{head}", {}, r"head\.csv cannot be read: it holds no rows"),
+        ("{head}", {"streaming": True}, r"head\.csv cannot be read: it holds no rows"),
+        ("{unzipped}", {}, r"unzipped\.jsonl\.gz cannot be read: Not a gzipped file"),
         ("{empty}", {}, r"empty\.jsonl'.*(has no rows|cannot be read)"),
         ("{rows}", {"columns": {"problem": "problm"}}, r"columns\['problem'\]='problm'.*did you mean 'problem'"),
         (
@@ -261,6 +285,10 @@ def test_stream_reads_no_further_than_it_must(write: Write) -> None:
         ("{rows}", {"decontaminate_share": 2}, "decontaminate_share=2 must be within 0..1"),
         ("{rows}", {"pass_rate": (0.9, 0.1)}, r"pass_rate=\(0.9, 0.1\) must be two numbers"),
         ("{rows}", {"pass_rate": (0.1, 0.9)}, "has no column 'pass_rate'. Measure it with `trl-grpo difficulty`"),
+        ("{rows}", {"pass_rate": 0.5}, "pass_rate=0.5 must be two numbers"),
+        ("{rows}", {"pass_rate": ("low", "high")}, r"pass_rate=.* must be two numbers"),
+        ("{rows}", {"seed": -1}, "seed=-1 must be a whole number of at least 0"),
+        ("{rows}", {"split": None}, "split=None of source=.* must be text"),
         ("{rows}", {"skip": -1}, "skip=-1 must be"),
         ("{rows}", {"take": 0}, "take=0 must be"),
         ("{rows}", {"skip": 7}, "no prompt is left. Loosen the filters.*\n.*7 read, 0 kept, 7 not used"),
@@ -279,11 +307,16 @@ def test_refusals(source: Any, arguments: dict[str, Any], message: str, write: W
     (tmp_path / "a.pdf").write_text("x")
     (tmp_path / "torn.jsonl").write_text('{"problem": "p", "answer": "1"}\n{"problem": ')
     (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "ragged.csv").write_text("problem,answer\na,5\nb,6,7,8\n")
+    (tmp_path / "head.csv").write_text("problem,answer\n")
+    (tmp_path / "unzipped.jsonl.gz").write_text("{}")
     places = {
         "rows": write("rows.jsonl", ROWS),
         "torn_answer": write("answer.jsonl", [ROWS[0], {**ROWS[1], "answer": ""}]),
-        **{name: str(tmp_path / file) for name, file in (("pdf", "a.pdf"), ("torn", "torn.jsonl"))},
-        "empty": str(tmp_path / "empty.jsonl"),
+        "pdf": str(tmp_path / "a.pdf"),
+        **{name: str(tmp_path / f"{name}.jsonl") for name in ("torn", "empty")},
+        **{name: str(tmp_path / f"{name}.csv") for name in ("ragged", "head")},
+        "unzipped": str(tmp_path / "unzipped.jsonl.gz"),
     }
 
     def filled(value: Any) -> Any:
@@ -297,6 +330,35 @@ def test_refusals(source: Any, arguments: dict[str, Any], message: str, write: W
 
     with pytest.raises(ValueError, match=message):
         load_prompts(filled(source), **filled(arguments))
+
+
+@pytest.mark.parametrize(
+    ("source", "arguments", "message"),
+    [
+        ([("gsm8k", 0.5)], {}, r"source has \('gsm8k', 0.5\): give a name.* or a mixture as a mapping"),
+        (None, {}, "source has None"),
+        ("a.jsonl", {"columns": "problem"}, "columns='problem' must be a mapping"),
+        ("a.jsonl", {"columns": {"problem": ["a", "b"]}}, r"columns\['problem'\]=.* must be the name of one column"),
+        ("a.jsonl", {"overrides": ["a.jsonl"]}, "overrides=.* must be a mapping"),
+        ("a.jsonl", {"overrides": {"a.jsonl": None}}, r"overrides\['.*a\.jsonl'\]=None must be a mapping"),
+        ("a.jsonl", {"decontaminate": [5]}, "decontaminate has 5"),
+        ("a.jsonl", {"template": None}, "template=None must be text or a mapping"),
+    ],
+)
+def test_arguments_of_another_type(
+    source: Any, arguments: dict[str, Any], message: str, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(write("a.jsonl", ROWS)).parent)
+    with pytest.raises(TypeError, match=message):
+        load_prompts(source, **arguments)
+
+
+def test_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for source, copy in (("gsm8k", "as 'gsm8k:FILE'"), ("nobody/nothing", "by its path")):
+        with pytest.raises(ValueError, match=f"source='{source}': .* cannot be had from the Hub: .*{copy}"):
+            load_prompts(source)
 
 
 def test_mixed_forms_and_kinds_are_refused(write: Write) -> None:

@@ -45,3 +45,19 @@ def test_key_depends_on_all_that_verdicts_depend_on() -> None:
         screen.add("test", problems)
         keys.append(screen.key)
     assert len(set(keys)) == 4
+
+
+def test_characters_are_words_where_no_spaces_part_words() -> None:
+    screen = Contamination(5, 0.5)
+    screen.add("test", ["小明有三个苹果和两个梨"])  # 11 characters: 7 runs of 5
+    assert screen({"problem": ["问：小明有三个苹果和两个桃", "小红有四个橘子"]}) == [
+        "shares 6 of 7 5-grams with row 0 of test, the first: '小 明 有 三 个'",
+        "",
+    ]
+
+
+def test_composed_and_decomposed_letters_are_the_same() -> None:
+    screen = Contamination(3, 0.5)
+    screen.add("test", ["Combien de cafe\u0301s a-t-il bus ?"])
+    (why,) = screen({"problem": ["Dites combien de CAF\u00c9S a-t-il bus, lui ?"]})
+    assert why.startswith("shares 5 of 5 3-grams")

@@ -83,6 +83,8 @@ def test_stream_has_the_same_rows() -> None:
         ("procedural:arithmetic", {"config": "row=5"}, "has no option 'row'; it has rows, terms"),
         ("procedural:arithmetic", {"config": "rows"}, "config='rows' of .* write key=value"),
         ("procedural:arithmetic", {"config": "rows=few"}, "rows='few' must be a whole number of at least 1"),
+        ("procedural:arithmetic", {"config": "rows=5,rows=6"}, "has 'rows' twice"),
+        ("procedural:countdown", {"config": "max_numbers=2"}, "min_numbers=3 is more than max_numbers=2: give both"),
         ("procedural:arithmetic", {"config": "terms=1"}, "terms='1' must be a whole number of at least 2"),
         ("procedural:arithmetic", {"config": "signs=^"}, r"signs='\^' must be some of"),
         (
@@ -100,3 +102,8 @@ def test_refusals(source: str, arguments: dict[str, Any], message: str) -> None:
 def test_generator_alone() -> None:
     (row,) = generate("arithmetic", "train", 0, "", 1, terms=2, max_operand=9, signs="+")
     assert re.fullmatch(r"What is \d \+ \d\?", row["problem"])
+
+
+def test_held_out_split_has_as_many_rows_as_there_are() -> None:
+    for source in ("procedural:arithmetic", "procedural:countdown"):
+        assert len(problems(source, split="test")) == 1000

@@ -21,6 +21,12 @@ def test_json_lines_hold_texts_and_messages(tmp_path: Path) -> None:
     assert read_prompts(str(file)) == ["a", "b", [{"role": "user", "content": "c"}]]
 
 
+@pytest.mark.parametrize("name", ["p.txt", "p.jsonl"])
+def test_mark_that_windows_puts_in_front_is_no_part_of_a_prompt(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text('"a"\r\n"b"\r\n', encoding="utf-8-sig")
+    assert read_prompts(tmp_path / name) == (["a", "b"] if name.endswith("jsonl") else ['"a"', '"b"'])
+
+
 def test_only_a_newline_ends_a_line(tmp_path: Path) -> None:
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"prompt": "a\u2028b"}\r\n"c\u0085d"\n', encoding="utf-8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import PreTrainedTokenizerFast
@@ -106,9 +107,20 @@ def test_own_templates(write: Callable[..., str], tmp_path: Path, chat_tokenizer
         ({"template": "{{ problem }}", "few_shot": [SHOT]}, "few_shot is given, but .* has no place for it"),
         ({"few_shot": [{"question": "1 + 1?"}]}, "few_shot, row 0 is .* an example has problem and answer"),
         ({"few_shot": "none.jsonl"}, "few_shot='none.jsonl' cannot be read"),
+        ({"few_shot": [{"problem": "1 + 1?", "answer": None}]}, "few_shot, row 0 is .* has problem and answer"),
+        ({"few_shot": "{empty}"}, "few_shot='.*empty.jsonl' has no examples: it is empty"),
+        ({"few_shot": "{torn}"}, "few_shot='.*torn.jsonl' cannot be read: line 3 is not JSON"),
+        ({"template": "{{ problem | nosuch }}"}, "line 1, is no Jinja: No filter named 'nosuch'"),
+        ({"template": {"user": "Solve it."}}, r"template\['user'\]='Solve it.' does not show the problem"),
+        ({"template": {"user": 5}}, r"template\['user'\] must be text, it is 5"),
     ],
 )
-def test_refusals(arguments: dict[str, object], message: str) -> None:
+def test_refusals(arguments: dict[str, object], message: str, tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").write_text("\n")
+    (tmp_path / "torn.jsonl").write_text('{"problem": "1 + 1?", "answer": "2"}\n\n{"problem": ')
+    for name in ("empty", "torn"):
+        if arguments.get("few_shot") == f"{{{name}}}":
+            arguments = {"few_shot": str(tmp_path / f"{name}.jsonl")}
     with pytest.raises(ValueError, match=message):
         make_prompter(**{"template": "r1", **arguments})  # type: ignore[arg-type]
 
@@ -122,3 +134,60 @@ def test_template_that_fails_on_a_row_says_which(write: Callable[..., str]) -> N
 def test_sandbox() -> None:
     with pytest.raises(ValueError, match="cannot be rendered: access to attribute '__class__'"):
         make_prompter("{{ problem.__class__.__mro__ }}")("x", {})
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ problem / 2 }}", "cannot be rendered: unsupported operand"),
+        ("{{ problem }}{{ 1 // 0 }}", "cannot be rendered: integer division or modulo by zero"),
+        ("{% for n in range(10 ** 9) %}{% endfor %}{{ problem }}", "cannot be rendered: Range too big"),
+        ("{% if answer == '6' %}{{ problem }}{% endif %}", "makes an empty prompt of it"),
+    ],
+)
+def test_whatever_a_template_raises_names_source_and_row(
+    template: str, message: str, write: Callable[..., str]
+) -> None:
+    file = write("a.jsonl", [{"problem": "2 + 3?", "answer": "5"}])
+    with pytest.raises(ValueError, match=rf"a\.jsonl', row 0: template=.* {message}"):
+        load_prompts(file, template=template)
+
+
+def test_examples_never_show_what_the_row_holds(write: Callable[..., str]) -> None:
+    file = write("a.jsonl", [{"problem": "2 + 3?", "answer": "5", "rationale": "it is 5"}])
+    template = {"user": "{{ problem }}", "assistant": "{{ rationale }}"}
+    with pytest.raises(ValueError, match=r"row 0: .*'rationale' is undefined.*may use answer, problem, solution"):
+        load_prompts(file, template=template, few_shot=[SHOT])
+    shots = [{**SHOT, "rationale": "one and one"}]
+    assert load_prompts(file, template=template, few_shot=shots)[0]["prompt"][1]["content"] == "one and one"
+
+
+def test_tokenizer_without_a_system_role_is_named_with_row_and_remedy(
+    write: Callable[..., str], chat_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Gemma's chat template refuses a system message."""
+    chat_tokenizer.chat_template = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+        + chat_tokenizer.chat_template
+    )
+    file = write("a.jsonl", [{"problem": "2 + 3?", "answer": "5"}])
+    limit: dict[str, object] = {"tokenizer": chat_tokenizer, "max_prompt_tokens": 2000, "few_shot": [SHOT]}
+    with pytest.raises(
+        ValueError,
+        match=r"a\.jsonl', row 0: .* roles system, user, assistant, user: System role not supported.*system_prompt=''",
+    ):
+        load_prompts(file, **limit)  # type: ignore[arg-type]
+    prompts = load_prompts(file, system_prompt="", template={"user": "Think. {{ problem }}"}, **limit)  # type: ignore[arg-type]
+    assert [message["role"] for message in prompts[0]["prompt"]] == ["user", "assistant", "user"]
+
+
+def test_example_whose_solution_is_null_has_none() -> None:
+    shots: list[dict[str, Any]] = [{"problem": "1 + 1?", "answer": 2, "solution": None}]
+    assert make_prompter("r1", few_shot=shots)("x", {})[2]["content"] == "<answer> 2 </answer>"
+
+
+def test_mark_that_windows_puts_in_front_is_no_part_of_a_template(tmp_path: Path) -> None:
+    (tmp_path / "own.jinja").write_text("Q: {{ problem }}", encoding="utf-8-sig")
+    (tmp_path / "shots.jsonl").write_text('{"problem": "1 + 1?", "answer": "2"}\n', encoding="utf-8-sig")
+    assert make_prompter(str(tmp_path / "own.jinja"))("x", {}) == "Q: x"
+    assert len(make_prompter("r1", few_shot=str(tmp_path / "shots.jsonl"))("x", {})) == 4

@@ -13,6 +13,7 @@ from typing import Any
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*")
 _NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:[eE][-+]?\d+)?")
+MAX_DIGITS = 1000
 MAX_TEXT_CHARS = 1000  # of an answer as text: longer is a worked solution, which has a form of its own
 
 
@@ -39,10 +40,13 @@ def number(value: Any) -> str:
     text = _text(value).strip()
     if not any(c.isdigit() for c in text) or _NUMBER.fullmatch(text) is None:
         raise ValueError("must be a number")
-    plain = Decimal(text.replace(",", ""))
-    if plain == plain.to_integral_value() and abs(plain) < Decimal(10) ** 30:
-        return str(int(plain))
-    return format(plain.normalize(), "f")
+    plain = Decimal(text.replace(",", ""))  # exact, of any length
+    if abs(plain.adjusted()) > MAX_DIGITS:
+        raise ValueError(f"must be a number of at most {MAX_DIGITS} digits")
+    if not plain:
+        return "0"
+    written = format(plain, "f")
+    return written.rstrip("0").rstrip(".") if "." in written else written
 
 
 def text(value: Any) -> str:
@@ -73,8 +77,10 @@ PARSERS: dict[str, Callable[[Any], str]] = {
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, bool) or not isinstance(value, (str, int, float)) or value != value:
+    if isinstance(value, bool) or not isinstance(value, (str, int, float, Decimal)) or value != value:
         raise ValueError("must be text or a number")
+    if isinstance(value, float) and 2**53 <= abs(value) < float("inf"):  # digits may be lost already
+        raise ValueError("is a number that was read as a float and may have lost digits: it must be written as text")
     return repr(value) if isinstance(value, float) else str(value)
 
 
@@ -83,11 +89,13 @@ def _inside(text: str, start: int) -> str:
     if text[start : start + 1] != "{":
         token = re.match(r"[^\s$}]+", text[start:])
         return token.group() if token else ""
-    depth = 0
-    for position in range(start, len(text)):
-        if text[position - 1] == "\\" and text[position] in "{}":
+    depth, position = 0, start
+    while position < len(text):
+        if text[position] == "\\":  # a brace that is written, or a line break before a brace that is not
+            position += 2
             continue
         depth += {"{": 1, "}": -1}.get(text[position], 0)
         if depth == 0:
             return text[start + 1 : position]
+        position += 1
     return ""

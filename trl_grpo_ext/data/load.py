@@ -64,12 +64,14 @@ def load_prompts(
             or a mapping {system, user, assistant} of a conversation.
         system_prompt: in place of the template's; "" for none.
         few_shot: examples before the problem, rows of {problem, answer, solution} or a JSON Lines file of them.
-        overrides: per source, any of these arguments that concern one source: {"math": {"template": "qwen-boxed"}}.
+        overrides: per source, any of these arguments that concern one source: {"math": {"template": "qwen-boxed"}}; of
+            a source to decontaminate against, its split, config and columns.
         tokenizer: of the model, to count tokens with; needed for `max_prompt_tokens`.
         chat_template_kwargs: arguments of its chat template, as in the trainer's config.
         max_prompt_tokens: longer prompts (after the chat template) are left out; none is ever cut.
         deduplicate: "normalized" (but for case, white space and LaTeX's spacing), "exact" or "off".
-        decontaminate: evaluation sources whose problems must not be trained on; of each its evaluation split.
+        decontaminate: evaluation sources whose problems must not be trained on; of each its evaluation split, unless
+            `overrides` names another. Their gold answers are not read.
         decontaminate_ngram: words of the n-grams that are compared.
         decontaminate_share: the part of an evaluation problem's n-grams that a contaminated problem shares; 0 for any.
         pass_rate: (lowest, highest) value of the column `pass_rate` to keep, which `trl-grpo difficulty` writes.
@@ -111,6 +113,7 @@ def load_prompts(
     check_arguments(deduplicate, stopping_strategy, tokenizer, whole)
     report = PromptReport() if report is None else report
     report.sources.clear()
+    report.streaming = streaming
     sources = plan_sources(source, own, overrides, streaming, deduplicate)
     prepared = [plan.prepare(sources, tokenizer, chat_template_kwargs, report) for plan in sources]
     mixed = mix(prepared, sources, deduplicate, stopping_strategy, seed, report)

@@ -46,7 +46,8 @@ def mix(
         shares = [weight / sum(weights) for weight in weights]
         mixed = interleave_datasets(prepared, shares, seed=seed, stopping_strategy=stopping_strategy)
     if deduplicate != "off" and streaming:
-        mixed = apply_screen(mixed, SeenBefore(), report)
+        again = bool(weights) and stopping_strategy == "all_exhausted"
+        mixed = apply_screen(mixed, SeenBefore(again), report)
     return mixed
 
 
@@ -99,6 +100,8 @@ def without_duplicates(prepared: Sequence[Dataset], report: PromptReport) -> lis
                 owner = int(np.searchsorted(starts, own[index], side="right")) - 1
                 original = prepared[owner][int(own[index] - starts[owner])]
                 why = f"the same as row {original['_row']} of {original['source']}"
+                if original["solution"] != (other := rows[index]["solution"]):
+                    why += f", where the answer is {original['solution'][:40]!r} and not {other[:40]!r}"
                 return DroppedPrompt(rows[index]["_row"], rows[index]["problem"][:MAX_SHOWN], why)
 
             report.drop_all(rows[0]["source"], SeenBefore.rule, np.flatnonzero(~is_first).tolist(), describe)
@@ -111,6 +114,10 @@ class _Count:
 
     def __init__(self, report: PromptReport) -> None:
         self.report = report
+
+    def __deepcopy__(self, memo: Any) -> _Count:
+        """A stream may be copied, to be mixed; the report is the one that was asked for."""
+        return _Count(self.report)
 
     def __call__(self, batch: Batch, indices: list[int]) -> dict[str, list[Any]]:
         if indices and indices[0] == 0:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
+import pyarrow.parquet as pq
 from datasets import Dataset, IterableDataset, load_dataset
-from datasets.exceptions import DatasetGenerationError
+from datasets.exceptions import DatasetsError
 
 from .procedural import procedural_rows
 from .reasoning_gym import reasoning_gym_rows
-from .sources import PROCEDURAL, Location, Source, reader_of
+from .sources import PROCEDURAL, SOURCES, Location, Source, reader_of
 
 Rows: TypeAlias = Dataset | IterableDataset
 
@@ -34,7 +37,16 @@ def open_rows(where: Location, split: str, config: str | None, seed: int, stream
             f"split={declared.evaluation_split!r}."
         )
     config = config if config is not None or declared is None else declared.config
-    return load_dataset(where.hub, config, split=split, streaming=streaming)
+    try:
+        return load_dataset(where.hub, config, split=split, streaming=streaming)
+    except (DatasetsError, OSError, RuntimeError, ValueError) as error:
+        known = next((name for name, entry in SOURCES.items() if entry is declared), None)
+        copy = "by its path" if known is None else f"as '{known}:FILE'"
+        raise ValueError(
+            f"source={where.name!r}: {where.hub} (configuration {config!r}, split {split!r}) cannot be had from the "
+            f"Hub: {error}. Check its id, configuration and split, the connection and, of a gated set, your login; a "
+            f"copy on this machine is read {copy}."
+        ) from error
 
 
 def declaration(where: Location) -> Source:
@@ -56,13 +68,39 @@ def _local(where: Location, streaming: bool) -> Rows:
     path = str(where.path)
     extra: Mapping[str, Any] = {"sep": "\t"} if path.removesuffix(".gz").endswith(".tsv") else {}
     try:
-        return load_dataset(str(reader_of(path)), data_files=path, split="train", streaming=streaming, **extra)
-    except (DatasetGenerationError, StopIteration, UnicodeDecodeError, ValueError) as error:
-        cause = error.__cause__ or (error if str(error) else "it holds no rows")
+        if path.endswith(".parquet") and pq.read_metadata(path).num_rows == 0:
+            raise ValueError("it holds no rows")  # which `datasets` takes for a batch size of 0
+        rows = load_dataset(str(reader_of(path)), data_files=path, split="train", streaming=streaming, **extra)
+        return rows._resolve_features() if streaming else rows  # reads the first rows
+    except (DatasetsError, OSError, StopIteration, ValueError) as error:
+        cause = str(error.__cause__ or error).strip().rstrip(".")
+        if not cause or "corresponds to no data" in cause:
+            cause = "it holds no rows"
         raise ValueError(
-            f"source={where.name!r}: {path} cannot be read: {cause}. Every row must have the same columns, each of one "
-            "type."
+            f"source={where.name!r}: {path} cannot be read: {_broken_line(path) or cause}. Every row must have the "
+            "same columns, each of one type; text is UTF-8."
         ) from error
+
+
+def _broken_line(path: str) -> str:
+    """The first line of a JSON Lines file that is no JSON object; "" where there is none, or it is no such file."""
+    if not path.removesuffix(".gz").endswith(".jsonl"):
+        return ""
+    try:
+        with (
+            gzip.open(path, "rt", encoding="utf-8-sig")
+            if path.endswith(".gz")
+            else open(path, encoding="utf-8-sig") as lines
+        ):
+            for number, line in enumerate(lines, 1):
+                try:
+                    if line.strip() and not isinstance(json.loads(line), dict):
+                        return f"line {number} is no JSON object: {line.strip()[:60]!r}"
+                except json.JSONDecodeError as error:
+                    return f"line {number} is not JSON ({error.msg}, character {error.colno}): {line.strip()[:60]!r}"
+    except (OSError, EOFError, UnicodeDecodeError):
+        pass  # the reader's own words say it
+    return ""
 
 
 def _of_config(where: Location, rows: Rows, config: str | None) -> Rows:
@@ -92,5 +130,7 @@ def _options(source: str, config: str | None) -> dict[str, str]:
         key, equals, value = part.partition("=")
         if not equals:
             raise ValueError(f"config={config!r} of source={source!r}: write key=value,key=value, such as rows=500.")
+        if key.strip() in options:
+            raise ValueError(f"config={config!r} of source={source!r} has {key.strip()!r} twice: give it once.")
         options[key.strip()] = value.strip()
     return options

@@ -13,10 +13,12 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from .screens import normalized
+from .screens import composed, normalized
 from .steps import Batch, Screen
 
-_WORD = re.compile(r"\w+")
+# Where no spaces part words (Chinese and Japanese characters, Thai), each character counts as one
+_UNSPACED = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 
 
 class Contamination(Screen):
@@ -77,5 +79,5 @@ class Contamination(Screen):
 
     def _ngrams(self, problem: str) -> Sequence[tuple[str, ...]]:
         """The different n-grams of a problem's words, in order."""
-        words = _WORD.findall(problem.casefold())
+        words = _WORD.findall(composed(problem).casefold())
         return list(dict.fromkeys(zip(*(words[i:] for i in range(self.ngram)), strict=False)))

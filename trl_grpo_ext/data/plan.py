@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from .opening import declaration, open_rows
 from .overlap import Contamination
 from .report import PromptReport
-from .rows import Columns, Preparation, features_of, find_columns
+from .rows import Columns, Preparation, features_of, find_columns, problem_columns
 from .screens import DEDUPLICATE, PassRateBand, TokenLimit, Unreadable
 from .sources import Location, Source, locate
 from .steps import Screen, apply_screen, map_rows
@@ -25,6 +25,7 @@ STOPPING = ("first_exhausted", "all_exhausted", "all_exhausted_without_replaceme
 UNREADABLE = ("error", "drop")
 SHUFFLE_BUFFER = 10_000
 _CHOICE = ("shuffle", "skip", "take")
+_OF_EVALUATION = ("split", "config", "columns")  # what overrides may say of a source that only `decontaminate` names
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class SourcePlan:
         if not streaming:
             report.of(self.name).read = len(rows)
         for screen in self._screens(tokenizer, chat_template_kwargs):
-            rows = apply_screen(rows, screen, report)
+            rows = apply_screen(rows, screen, report, self.name)
         choice = {key: self.arguments[key] for key in (*_CHOICE, "seed") if key in self.arguments}
         return Choice(**choice).of(rows)
 
@@ -135,7 +136,7 @@ def check_arguments(
     ):
         if value not in known:
             raise ValueError(f"{name}={value!r} must be one of {', '.join(known)}.")
-    _check_choice(whole.skip, whole.take, "")
+    _check_choice(whole.skip, whole.take, whole.seed, "")
 
 
 def plan_sources(
@@ -151,18 +152,17 @@ def plan_sources(
         ValueError: there is none, one is unknown or given twice, or its arguments do not fit.
     """
     weights = _weights(source)
-    for name, arguments in (overrides or {}).items():
-        if name not in weights:
-            raise ValueError(
-                f"overrides has {name!r}, which is no source{_near(name, weights)}; they are {_all(weights)}."
-            )
-        for key in arguments:
-            if key not in (*own, *_CHOICE):
-                known = (*own, *_CHOICE)
-                raise ValueError(f"overrides[{name!r}] has {key!r}{_near(key, known)}; it may have {_all(known)}.")
+    given = _overrides(overrides, weights, own)
     located = {name: locate(name) for name in weights}  # all names, before anything is read
+    against = {name: values for name, values in given.items() if name not in weights}
     plans = [
-        _plan(where, weights[name], {**own, **(overrides or {}).get(name, {})}, streaming, deduplicate)
+        _plan(
+            where,
+            weights[name],
+            {**own, **given.get(name, {}), "decontaminate_overrides": against},
+            streaming,
+            deduplicate,
+        )
         for name, where in located.items()
     ]
     forms = {plan.prompter.conversational for plan in plans}
@@ -195,13 +195,25 @@ def shared_features(sources: Sequence[SourcePlan]) -> dict[str, Any]:
 
 
 def contamination_of(arguments: Mapping[str, Any]) -> Contamination:
-    """The problems of the evaluation sources, read once."""
+    """The problems of the evaluation sources. Their gold answers need not be there.
+
+    Raises:
+        ValueError: a source cannot be read, or has no problems.
+    """
     found = Contamination(arguments["decontaminate_ngram"], arguments["decontaminate_share"])
-    for name in arguments["decontaminate"]:
+    for name in map(os.fspath, arguments["decontaminate"]):
         where = locate(name)
         declared = declaration(where)
-        rows = open_rows(where, declared.evaluation_split, None, arguments["seed"], streaming=False)
-        columns = find_columns(name, declared, rows.features, None, None)
+        given = arguments["decontaminate_overrides"].get(name, {})
+        split = given.get("split", declared.evaluation_split)
+        rows = open_rows(where, split, given.get("config"), arguments["seed"], streaming=False)
+        try:
+            columns = problem_columns(name, declared, rows.features, given.get("columns"))
+        except ValueError as error:
+            raise ValueError(
+                f"decontaminate: {error} Of a source to decontaminate against: overrides={{{name!r}: {{'columns': "
+                "{'problem': 'its column'}}}."
+            ) from error
         preparation = Preparation(name, declared, columns, make_prompter("plain"), ("problem",), "off", False, None)
         features = Features({"problem": Value("string")})
         found.add(name, map_rows(rows, preparation, preparation.key, features, f"problems of {name}")["problem"])
@@ -236,14 +248,23 @@ def _check_source_arguments(name: str, arguments: dict[str, Any]) -> None:
         raise ValueError(f"decontaminate_share={share!r} must be within 0..1.")
     if isinstance(arguments["decontaminate"], str):
         raise ValueError(f"decontaminate={arguments['decontaminate']!r} must be a list of sources: put it in brackets.")
+    for other in arguments["decontaminate"] or ():
+        if not isinstance(other, (str, os.PathLike)):
+            raise TypeError(f"decontaminate has {other!r:.80}: it must be a list of sources, by name, id or file.")
     if arguments["unreadable"] not in UNREADABLE:
         raise ValueError(f"unreadable={arguments['unreadable']!r} must be one of {', '.join(UNREADABLE)}.")
-    if band is not None and (len(band) != 2 or not 0 <= band[0] <= band[1] <= 1):
+    rates = band if isinstance(band, Sequence) and all(isinstance(rate, (int, float)) for rate in band) else ()
+    if band is not None and (len(rates) != 2 or not 0 <= rates[0] <= rates[1] <= 1):
         raise ValueError(f"pass_rate={band!r} must be two numbers, 0 <= lowest <= highest <= 1.")
-    _check_choice(arguments.get("skip", 0), arguments.get("take"), f" of source={name!r}")
+    for key in ("split", "config"):
+        if not isinstance(arguments[key], str) and (key == "split" or arguments[key] is not None):
+            raise ValueError(f"{key}={arguments[key]!r} of source={name!r} must be text.")
+    _check_choice(arguments.get("skip", 0), arguments.get("take"), arguments["seed"], f" of source={name!r}")
 
 
-def _check_choice(skip: Any, take: Any, where: str) -> None:
+def _check_choice(skip: Any, take: Any, seed: Any, where: str) -> None:
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"seed={seed!r}{where} must be a whole number of at least 0.")
     if isinstance(skip, bool) or not isinstance(skip, int) or skip < 0:
         raise ValueError(f"skip={skip!r}{where} must be a whole number of at least 0.")
     if take is not None and (isinstance(take, bool) or not isinstance(take, int) or take < 1):
@@ -258,13 +279,42 @@ def _weights(source: Any) -> dict[str, float | None]:
                 raise ValueError(f"source: the weight of {name!r} is {weight!r}; it must be a number above 0.")
         found: dict[str, float | None] = {str(name): float(weight) for name, weight in source.items()}
     else:
-        names = [source] if isinstance(source, (str, os.PathLike)) else list(source)
+        names = [source] if isinstance(source, (str, os.PathLike)) or not isinstance(source, Sequence) else source
+        for name in names:
+            if not isinstance(name, (str, os.PathLike)):
+                raise TypeError(
+                    f"source has {name!r:.80}: give a name, an id on the Hub or a file, a list of these, or a mixture "
+                    "as a mapping {source: weight}."
+                )
         found = {os.fspath(name): None for name in names}
         if len(found) < len(names):
             raise ValueError(f"source={names} names one twice: give a mixture's weights as {{source: weight}}.")
     if not found:
         raise ValueError("source is empty: say where the prompts come from.")
     return found
+
+
+def _overrides(overrides: Any, weights: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """What is said of one source: of those that are read any argument, of those that only `decontaminate` names where
+    their problems are."""
+    if not isinstance(overrides or {}, Mapping):
+        raise TypeError(f"overrides={overrides!r:.80} must be a mapping: {{source: {{argument: value}}}}.")
+    given = {os.fspath(name): values for name, values in (overrides or {}).items()}
+    named = [own["decontaminate"], *(v.get("decontaminate", ()) for v in given.values() if isinstance(v, Mapping))]
+    against = {name for names in named if not isinstance(names, str) for name in names or ()}
+    for name, values in given.items():
+        if name not in weights and name not in against:
+            sources = [*weights, *(name for name in against if isinstance(name, str))]
+            raise ValueError(
+                f"overrides has {name!r}, which is no source{_near(name, sources)}; they are {_all(sources)}."
+            )
+        if not isinstance(values, Mapping):
+            raise TypeError(f"overrides[{name!r}]={values!r:.80} must be a mapping of arguments to values.")
+        known = (*own, *_CHOICE) if name in weights else _OF_EVALUATION
+        for key in values:
+            if key not in known:
+                raise ValueError(f"overrides[{name!r}] has {key!r}{_near(key, known)}; it may have {_all(known)}.")
+    return given
 
 
 def _near(name: Any, known: Any) -> str:

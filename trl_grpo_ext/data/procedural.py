@@ -77,7 +77,8 @@ _TASKS: dict[str, tuple[Callable[..., Any], dict[str, int | str]]] = {
 def procedural_rows(
     source: str, task: str, split: str, options: dict[str, str], seed: int, streaming: bool
 ) -> Dataset | IterableDataset:
-    """Distinct problems of a task: `rows` of them (by default 10,000), the same ones for the same seed and options.
+    """Distinct problems of a task: `rows` of them (by default 10,000, of the held-out split 1,000), the same ones for
+    the same seed and options.
 
     Raises:
         ValueError: there is no such task, split or option, an option's value does not fit, or there are too few
@@ -89,11 +90,16 @@ def procedural_rows(
         )
     if split not in SPLITS:
         raise ValueError(f"source={source!r} has no split {split!r}; it has {_names(SPLITS)}.")
-    defaults = {"rows": DEFAULT_ROWS, **_TASKS[task][1]}
+    defaults = {"rows": DEFAULT_ROWS if split == "train" else DEFAULT_ROWS // _HELD_OUT, **_TASKS[task][1]}
     for key in options:
         if key not in defaults:
             raise ValueError(f"config of source={source!r} has no option {key!r}; it has {_names(defaults)}.")
     chosen = {key: _value(source, key, options.get(key), default) for key, default in defaults.items()}
+    if task == "countdown" and int(chosen["min_numbers"]) > int(chosen["max_numbers"]):
+        raise ValueError(
+            f"config of source={source!r}: min_numbers={chosen['min_numbers']} is more than max_numbers="
+            f"{chosen['max_numbers']}: give both."
+        )
     arguments = {"task": task, "split": split, "seed": seed, "code": CODE, **chosen}
     if streaming:
         return IterableDataset.from_generator(generate, gen_kwargs=arguments)

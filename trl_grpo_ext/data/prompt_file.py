@@ -27,7 +27,7 @@ def numbered_prompts(path: str | os.PathLike[str]) -> list[tuple[int, Prompt]]:
     """
     file = Path(path)
     try:
-        lines = file.read_text(encoding="utf-8").split("\n")  # not at the separators that a prompt may hold
+        lines = file.read_text(encoding="utf-8-sig").split("\n")  # not at the separators that a prompt may hold
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"prompts={str(file)!r} cannot be read: {error}") from error
     numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jinja2
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 from trl.data_utils import is_conversational
@@ -45,19 +46,31 @@ class PromptEncoder:
         self._template_kwargs = dict(chat_template_kwargs or {})
 
     def text(self, prompt: Prompt) -> str:
-        """The prompt as the model reads it, before tokenization."""
+        """The prompt as the model reads it, before tokenization.
+
+        Raises:
+            ValueError: the chat template refuses the conversation.
+        """
         if isinstance(prompt, str):
             return prompt
         continued = prompt[-1]["role"] == "assistant"
-        return str(
-            self.tokenizer.apply_chat_template(
-                prompt,
-                tokenize=False,
-                add_generation_prompt=not continued,
-                continue_final_message=continued,
-                **self._template_kwargs,
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    prompt,
+                    tokenize=False,
+                    add_generation_prompt=not continued,
+                    continue_final_message=continued,
+                    **self._template_kwargs,
+                )
             )
-        )
+        except jinja2.TemplateError as error:
+            roles = ", ".join(str(message["role"]) for message in prompt)
+            raise ValueError(
+                f"the tokenizer's chat template refuses a conversation of the roles {roles}: {error}. If it knows no "
+                "system message, say what that says in the user's: system_prompt='', template={'user': '... {{ problem "
+                "}}'}."
+            ) from error
 
     def encode(self, prompt: Prompt) -> EncodedPrompt:
         """Token ids of one prompt. Special tokens are added to plain text only: a chat template writes its own.

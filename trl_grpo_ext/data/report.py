@@ -34,19 +34,28 @@ class SourceReport:
 class PromptReport:
     """What `load_prompts` did, by source; printed, it is a line per source and rule.
 
-    Of a stream the counts are those of the rows that were read so far, in the current pass over it.
+    Of a stream the counts are those of the rows that were read so far, in the current pass over it; of a source that a
+    mixture reads again (`all_exhausted`), `read` and what was dropped are those of the current reading.
 
     Attributes:
         examples: how many dropped rows are kept as examples, per source and rule; None: all of them.
         sources: the counts, by the source's name.
+        streaming: they are of a stream, and grow as it is read.
     """
 
     examples: int | None = 5
     sources: dict[str, SourceReport] = field(default_factory=dict)
+    streaming: bool = False
 
     def of(self, source: str) -> SourceReport:
         """The counts of a source, made when first asked for."""
         return self.sources.setdefault(source, SourceReport())
+
+    def forget(self, rule: str, source: str | None = None) -> None:
+        """What a rule left out of a source, or of all: a new pass over a stream begins."""
+        for counts in self.sources.values() if source is None else [self.of(source)]:
+            counts.dropped.pop(rule, None)
+            counts.examples.pop(rule, None)
 
     def drop(self, source: str, rule: str, row: int, problem: str, why: str) -> None:
         """Count a row that a rule left out."""
@@ -90,8 +99,9 @@ class PromptReport:
             rules = [f"{count:,} {rule}" for rule, count in counts.dropped.items()]
             if counts.unused:
                 rules.append(f"{counts.unused:,} not used")
-            lines.append(f"{name}: {counts.read:,} read, {counts.kept:,} kept" + "".join(f", {rule}" for rule in rules))
+            rules = [f"{counts.read:,} read", f"{counts.kept:,} kept", *rules]
+            lines.append(f"{name}: {', '.join(rules)}" + (" (so far, of a stream)" if self.streaming else ""))
             for rule, rows in counts.examples.items():
                 if rows:
-                    lines.append(f"  {rule}: row {rows[0].row}, {rows[0].why}: {rows[0].problem[:80]!r}")
+                    lines.append(f"  such as row {rows[0].row} ({rule}): {rows[0].why}: {rows[0].problem[:80]!r}")
         return "\n".join(lines)

@@ -6,6 +6,7 @@ function: tokenizers, indexes of n-grams and compiled templates do not pickle to
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -70,11 +71,12 @@ def map_rows(
     )
 
 
-def apply_screen(rows: Any, screen: Screen, report: PromptReport) -> Any:
-    """The rows of one source that a rule keeps; what it leaves out is counted, and a stream's as it is read."""
+def apply_screen(rows: Any, screen: Screen, report: PromptReport, source: str | None = None) -> Any:
+    """The rows of one source (of a stream: None for all) that a rule keeps; what it leaves out is counted, and a
+    stream's as it is read."""
     if isinstance(rows, IterableDataset):
         return rows.map(
-            _Sieve(screen, report),
+            _Sieve(screen, report, source),
             batched=True,
             batch_size=STREAM_BATCH,
             with_indices=True,
@@ -104,12 +106,17 @@ def apply_screen(rows: Any, screen: Screen, report: PromptReport) -> Any:
 class _Sieve:
     """A screen on a stream's batches."""
 
-    def __init__(self, screen: Screen, report: PromptReport) -> None:
-        self.screen, self.report = screen, report
+    def __init__(self, screen: Screen, report: PromptReport, source: str | None) -> None:
+        self.screen, self.report, self.source = screen, report, source
+
+    def __deepcopy__(self, memo: Any) -> _Sieve:
+        """Streams are copied to be mixed; what they count goes into the one report that was asked for."""
+        return _Sieve(copy.copy(self.screen), self.report, self.source)
 
     def __call__(self, batch: Batch, indices: list[int]) -> dict[str, list[Any]]:
         if indices and indices[0] == 0:  # a new pass over the stream
             self.screen.restart()
+            self.report.forget(self.screen.rule, self.source)
         reasons = self.screen(batch)
         for index, why in enumerate(reasons):
             if why:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from jinja2 import meta
+from jinja2 import meta, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from .prompts import Prompt
@@ -48,6 +48,8 @@ class PromptTemplate:
     assistant: str = "{{ solution or answer }}"
 
 
+# What an expression of a template raises: adding text to a number, dividing by 0, a range that the sandbox refuses, ...
+_OF_EXPRESSIONS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 _THINK_ANSWER = "{% if solution %}<think> {{ solution }} </think>{% endif %}<answer> {{ answer }} </answer>"
 TEMPLATES: dict[str, PromptTemplate] = {
     "r1": PromptTemplate(system=R1_SYSTEM_PROMPT, assistant=_THINK_ANSWER),
@@ -91,12 +93,13 @@ class Prompter:
         """
         seen = {**columns, "problem": problem, "few_shot": list(self.few_shot), "system_prompt": self.system or ""}
         if not self.conversational:
-            return self._render(self.template.text, seen)
+            return self._shown(self._render(self.template.text, seen))
         messages = [{"role": "system", "content": self.system}] if self.system else []
         for shot in self.few_shot:
             messages.append({"role": "user", "content": self._render(self.template.user, {**seen, **shot})})
-            messages.append({"role": "assistant", "content": self._render(self.template.assistant, {**seen, **shot})})
-        messages.append({"role": "user", "content": self._render(self.template.user, seen)})
+            # Of the example alone: what the row at hand holds (its solution) has no place in another problem's answer
+            messages.append({"role": "assistant", "content": self._render(self.template.assistant, shot)})
+        messages.append({"role": "user", "content": self._shown(self._render(self.template.user, seen))})
         return messages
 
     @property
@@ -106,11 +109,16 @@ class Prompter:
     def _render(self, text: str, seen: Mapping[str, Any]) -> str:
         try:
             return _compiled(text).render(**seen)
-        except jinja2.TemplateError as error:
+        except (jinja2.TemplateError, *_OF_EXPRESSIONS) as error:
             raise ValueError(
-                f"template={self.name!r} cannot be rendered: {error}. It may use problem, system_prompt, few_shot and "
-                f"the row's columns ({', '.join(sorted(map(str, seen)))})."
+                f"template={self.name!r} cannot be rendered: {error}. This part of it may use "
+                f"{', '.join(sorted(map(str, seen)))}."
             ) from error
+
+    def _shown(self, text: str) -> str:
+        if not text.strip():
+            raise ValueError(f"template={self.name!r} makes an empty prompt of it. Check the template's conditions.")
+        return text
 
 
 def make_prompter(
@@ -130,16 +138,25 @@ def make_prompter(
         unknown = [key for key in template if key not in ("system", "user", "assistant")]
         if unknown or "user" not in template:
             raise ValueError(f"template has the keys {list(template)}: give user, and optionally system and assistant.")
-        found, name = PromptTemplate(**template), "user"
+        given = {key: text for key, text in template.items() if text is not None}
+        wrong = [key for key, text in given.items() if not isinstance(text, str)]
+        if wrong or "user" not in given:
+            raise ValueError(
+                f"template[{(wrong or ['user'])[0]!r}] must be text, it is {template[(wrong or ['user'])[0]]!r}."
+            )
+        found, name = PromptTemplate(**given), "user"
+        if not meta.find_undeclared_variables(_parsed(found.user, name)) - {"system_prompt", "few_shot"}:
+            raise ValueError(f"template['user']={found.user!r:.80} does not show the problem: write {{{{ problem }}}}.")
+    elif not isinstance(template, str):
+        raise TypeError(f"template={template!r} must be text or a mapping; known are {', '.join(TEMPLATES)}.")
     else:
         found, name = _named(template), template
     for text in (found.text, found.user, found.assistant):
-        _check_syntax(text, name)
+        _parsed(text, name)
     shots = () if few_shot is None else tuple(_shots(few_shot))
     if found.text:
-        used = meta.find_undeclared_variables(_ENVIRONMENT.parse(found.text))
-        given = (("system_prompt", system_prompt is not None), ("few_shot", bool(shots)))
-        for field_name, is_given in given:
+        used = meta.find_undeclared_variables(_parsed(found.text, name))
+        for field_name, is_given in (("system_prompt", system_prompt is not None), ("few_shot", bool(shots))):
             if is_given and field_name not in used:
                 raise ValueError(
                     f"{field_name} is given, but template={name!r:.80} has no place for it: write "
@@ -158,7 +175,7 @@ def _named(template: str) -> PromptTemplate:
     path = Path(template).expanduser()
     if path.suffix == ".jinja":
         try:
-            return PromptTemplate(text=path.read_text(encoding="utf-8"))
+            return PromptTemplate(text=path.read_text(encoding="utf-8-sig"))
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"template={template!r} cannot be read: {error}") from error
     near = difflib.get_close_matches(template, TEMPLATES, n=1, cutoff=0.5)
@@ -175,20 +192,34 @@ def _shots(few_shot: Sequence[Mapping[str, str]] | str) -> list[Mapping[str, str
     if isinstance(few_shot, str):
         where = f"few_shot={few_shot!r}"
         try:
-            lines = Path(few_shot).expanduser().read_text(encoding="utf-8").split("\n")
-            rows = [json.loads(line) for line in lines if line.strip()]
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            lines = Path(few_shot).expanduser().read_text(encoding="utf-8-sig").split("\n")
+            rows = [_line(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+        except (OSError, ValueError) as error:
             raise ValueError(
                 f"{where} cannot be read: {error}. Give a JSON Lines file of {{problem, answer, solution}}."
             ) from error
+        if not rows:
+            raise ValueError(f"{where} has no examples: it is empty. Write one per line, or leave few_shot out.")
     else:
         rows = few_shot
     for index, row in enumerate(rows):
-        if not isinstance(row, Mapping) or not str(row.get("problem") or "").strip() or "answer" not in row:
+        if not isinstance(row, Mapping) or not all(_said(row.get(key)) for key in ("problem", "answer")):
             raise ValueError(
                 f"{where}, row {index} is {str(row)[:80]}: an example has problem and answer, and optionally solution."
             )
-    return [{"solution": "", **{key: str(value) for key, value in row.items()}} for row in rows]
+    return [{"solution": "", **{key: _said(value) for key, value in row.items()}} for row in rows]
+
+
+def _line(number: int, line: str) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"line {number} is not JSON ({error})") from error
+
+
+def _said(value: Any) -> str:
+    """A value of an example as text; "" of what is not there."""
+    return "" if value is None else str(value) if str(value).strip() else ""
 
 
 _ENVIRONMENT = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
@@ -199,8 +230,9 @@ def _compiled(text: str) -> jinja2.Template:
     return _ENVIRONMENT.from_string(text)
 
 
-def _check_syntax(text: str, name: str) -> None:
+def _parsed(text: str, name: str) -> nodes.Template:
     try:
-        _ENVIRONMENT.parse(text)
+        _compiled(text)  # finds filters and tests that there are not, too
+        return _ENVIRONMENT.parse(text)
     except jinja2.TemplateSyntaxError as error:
         raise ValueError(f"template={name!r:.80}, line {error.lineno}, is no Jinja: {error.message}") from error
