@@ -65,6 +65,8 @@ class Measurement:
         for name in ("samples", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if not 0 <= self.seed < 2**64:
+            raise ValueError(f"seed={self.seed!r} must be in 0..2^64-1: it is part of the key of the random numbers")
 
 
 class Progressed:

@@ -127,6 +127,7 @@ def test_bad_input_is_one_line(place: Path, tmp_path: Path, capsys: pytest.Captu
         (arguments(place, output, "--min-pass-rate", "0.9", "--max-pass-rate", "0.1"), "the lower one first"),
         (arguments(place, output, "--filtered", str(output)), "are the same file"),
         (arguments(place, output, "--samples", "0"), "samples=0 must be at least 1"),
+        (arguments(place, output, "--seed", "-1"), "seed=-1 must be in 0..2^64-1"),
         (arguments(place, output, "--which", "both"), "--which both cannot be measured"),
         (arguments(place, output, "--dataset-tak", "3"), "did you mean --dataset-take?"),
     ):
