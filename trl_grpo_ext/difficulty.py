@@ -205,11 +205,10 @@ def _count(
 
 
 def _hash(rows: Dataset, encoded: Sequence[EncodedPrompt]) -> str:
-    """Of the prompts as the model reads them, and of the gold answers, in their order."""
+    """Of the prompts as the model reads them, and of all that rewards can see, in their order."""
     digest = hashlib.sha256()
-    golds = rows["solution"][:] if "solution" in rows.column_names else [None] * len(rows)
-    for prompt, gold in zip(encoded, golds, strict=True):
-        digest.update(json.dumps([prompt.ids, gold], default=str).encode())
+    for prompt, row in zip(encoded, rows, strict=True):
+        digest.update(json.dumps([prompt.ids, row], default=str, sort_keys=True).encode())
     return digest.hexdigest()[:16]
 
 
