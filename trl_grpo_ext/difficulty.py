@@ -65,6 +65,8 @@ class Measurement:
         for name in ("samples", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if not 0 <= self.seed < 2**64:
+            raise ValueError(f"seed={self.seed!r} must be in 0..2^64-1: it is part of the key of the random numbers")
 
 
 class Progressed:
@@ -203,11 +205,10 @@ def _count(
 
 
 def _hash(rows: Dataset, encoded: Sequence[EncodedPrompt]) -> str:
-    """Of the prompts as the model reads them, and of the gold answers, in their order."""
+    """Of the prompts as the model reads them, and of all that rewards can see, in their order."""
     digest = hashlib.sha256()
-    golds = rows["solution"][:] if "solution" in rows.column_names else [None] * len(rows)
-    for prompt, gold in zip(encoded, golds, strict=True):
-        digest.update(json.dumps([prompt.ids, gold], default=str).encode())
+    for prompt, row in zip(encoded, rows, strict=True):
+        digest.update(json.dumps([prompt.ids, row], default=str, sort_keys=True).encode())
     return digest.hexdigest()[:16]
 
 

@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 
 from trl_grpo_ext import GroupSampler, load_prompts
 from trl_grpo_ext.cli.main import main
-from trl_grpo_ext.difficulty import Measurement, histogram, measure_pass_rates
+from trl_grpo_ext.data import EncodedPrompt
+from trl_grpo_ext.difficulty import Measurement, _hash, histogram, measure_pass_rates
 from trl_grpo_ext.rollout import SamplingParams
 from trl_grpo_ext.side_by_side import load_policy
 
@@ -127,6 +128,7 @@ def test_bad_input_is_one_line(place: Path, tmp_path: Path, capsys: pytest.Captu
         (arguments(place, output, "--min-pass-rate", "0.9", "--max-pass-rate", "0.1"), "the lower one first"),
         (arguments(place, output, "--filtered", str(output)), "are the same file"),
         (arguments(place, output, "--samples", "0"), "samples=0 must be at least 1"),
+        (arguments(place, output, "--seed", "-1"), "seed=-1 must be in 0..2^64-1"),
         (arguments(place, output, "--which", "both"), "--which both cannot be measured"),
         (arguments(place, output, "--dataset-tak", "3"), "did you mean --dataset-take?"),
     ):
@@ -162,3 +164,11 @@ def test_columns_of_an_earlier_measurement_are_replaced(place: Path, tmp_path: P
     policy = load_policy(str(place / "base"))
     found = measure_pass_rates(policy, rows, how, reward=never, partial=tmp_path / "partial", progress=False)
     assert found.to_list() == [{"prompt": "ab", "solution": "1", "pass_rate": 0.0, "pass_count": 0, "samples": 2}]
+
+
+def test_a_measurement_of_other_columns_is_another_one() -> None:
+    """A reward may read any of them: counts of then are not those of the rows of now."""
+    encoded = [EncodedPrompt([1, 2], "")]
+    rows = [Dataset.from_list([{"prompt": "a", "answer": answer}]) for answer in ("1", "2", "1")]
+    first, other, same = (_hash(one, encoded) for one in rows)
+    assert first == same != other

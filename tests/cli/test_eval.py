@@ -67,6 +67,10 @@ def test_accuracy_through_load_prompts(folder: Path, tmp_path: Path, capsys: pyt
     argv += ["question", "--answer-column", "final", "--template", "{{ problem }}", "--dataset-take", "2"]
     argv += ["--temperature", "0", "--num-generations", "1", "--max-new-tokens", "4", "--resamples", "200"]
     argv += ["--reward-workers", "0", "--max-prompt-tokens", "250", "--output", str(tmp_path / "out")]
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "evaluation.json").write_text("an older one")
+    assert main(argv) == 2 and (tmp_path / "out" / "evaluation.json").read_text() == "an older one"
+    argv += ["--overwrite"]
     assert main(argv) == 0
     assert "2 kept" in capsys.readouterr().out
     summary = json.loads((tmp_path / "out" / "evaluation.json").read_text())
@@ -83,6 +87,10 @@ def test_bad_input_is_one_line_and_comes_before_the_model(
     (tmp_path / "golds.jsonl").write_text('{"prompt": "a", "solution": "1"}\n{"prompt": "b", "solution": ""}\n')
     (tmp_path / "broken.jsonl").write_text('{"prompt": "a"}\n{"prompt": \n')
     (tmp_path / "text.txt").touch()
+    for taken in ("evaluation.json", "completions.parquet"):
+        (tmp_path / f"had-{taken}").mkdir()
+        (tmp_path / f"had-{taken}" / taken).touch()
+    (tmp_path / "odd" / "evaluation.json").mkdir(parents=True)
     base = str(folder / "base")
     for argv, message in (
         ([], "dataset is missing"),
@@ -90,6 +98,10 @@ def test_bad_input_is_one_line_and_comes_before_the_model(
         (["--dataset", rows, "--k", "1", "8"], "k=8 must be in 1..num_generations=4"),
         (["--dataset", rows, "--temperature", "0"], "temperature=0 draws the same completion"),
         (["--dataset", rows, "--output", str(tmp_path / "text.txt")], "is a file, and a folder is to be written"),
+        (["--dataset", rows, "--output", str(tmp_path / "had-evaluation.json")], "has evaluation.json already"),
+        (["--dataset", rows, "--output", str(tmp_path / "had-completions.parquet")], "or --overwrite"),
+        (["--dataset", rows, "--output", str(tmp_path / "odd"), "--overwrite"], "is a folder, and a file is to be"),
+        (["--dataset", rows, "--seed", "-1", "--temperature", "0", "--num-generations", "1"], "seed=-1 must be in 0.."),
         (["--dataset", rows, "--template", "plain"], "--template has no effect on"),
         (["--dataset", rows, "--dataset-skip", "3"], "leave nothing of the 3 rows"),
         (["--dataset", rows, "--breakdown", "subject"], "--breakdown subject is no column of the prompts"),

@@ -77,6 +77,7 @@ def test_bad_input_is_one_line(adapter: Path, tmp_path: Path, capsys: pytest.Cap
         (["--model", base, "--prompt", "x" * 300], "--prompt 1 has 300 tokens, and the model's context of 256"),
         (["--model", base, "--prompt", "ab", "--top-p", "0"], "top_p=0.0 must be in (0, 1]"),
         (["--model", base, "--prompt", "ab", "--num-generations", "0"], "num_generations=0 must be at least 1"),
+        (["--model", base, "--prompt", "ab", "--seed", "-1"], "seed=-1 must be in 0..2^64-1"),
         (["--model", base, "--prompt", "ab", "--temperature", "-1"], "temperature=-1.0 must be above 0"),
         (["--model", base, "--prompt", "ab", ""], "--prompt 2 has no tokens (''): there is nothing to go on from"),
         (["--model", base, "--prompts", holes], "holes.jsonl, line 3 has no tokens"),

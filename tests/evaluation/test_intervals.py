@@ -15,10 +15,15 @@ EVALUATIONS = 1000
 RATES = (0.0, 1.0)
 
 
-def coverage(draw: Callable[[np.random.Generator], np.ndarray], truth: float, resamples: int = 500) -> float:
+def coverage(
+    draw: Callable[[np.random.Generator], np.ndarray],
+    truth: float,
+    resamples: int = 500,
+    bounds: tuple[float, float] | None = RATES,
+) -> float:
     """Share of simulated evaluations whose 95 % interval has the truth in it."""
     rng = np.random.default_rng(7)
-    found = [estimate_mean(draw(rng), bounds=RATES, resamples=resamples, seed=s) for s in range(EVALUATIONS)]
+    found = [estimate_mean(draw(rng), bounds=bounds, resamples=resamples, seed=s) for s in range(EVALUATIONS)]
     return sum(one.low <= truth <= one.high for one in found) / EVALUATIONS
 
 
@@ -45,6 +50,13 @@ def test_95_percent_intervals_cover_the_truth(a: float, b: float, prompts: int, 
         return pass_at_k(n, rng.binomial(n, rng.beta(a, b, prompts)), k)
 
     assert 0.93 <= coverage(draw, beta_mean_pass(a, b, k)) <= 0.97
+
+
+@pytest.mark.parametrize(("prompts", "least"), [(20, 0.92), (50, 0.93)])
+def test_lengths_with_a_long_tail_are_covered_with_few_prompts(prompts: int, least: float) -> None:
+    """Log-normal, sigma 0.8, with the mean exp(0.8^2 / 2)."""
+    found = coverage(lambda rng: rng.lognormal(0.0, 0.8, prompts), float(np.exp(0.32)), bounds=None)
+    assert least <= found <= 0.97
 
 
 def test_where_almost_nothing_is_solved_the_interval_is_too_wide_rather_than_too_narrow() -> None:

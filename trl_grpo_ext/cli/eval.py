@@ -79,6 +79,24 @@ class EvalOutput:
         default=None,
         metadata={"help": "folder for evaluation.json and completions.parquet, as well", "metavar": "DIR"},
     )
+    overwrite: bool = field(default=False, metadata={"help": "replace an evaluation that is there"})
+
+    def check(self) -> None:
+        """Refuse a folder that cannot be written, or whose evaluation would be lost, before hours of sampling.
+
+        Raises:
+            ValueError: names the folder, what is in the way, and the remedy.
+        """
+        if self.output is None:
+            return
+        from ..evaluation.report import COMPLETIONS_FILE, SUMMARY_FILE
+
+        check_writable("--output", self.output, folder=True)
+        for name in (SUMMARY_FILE, COMPLETIONS_FILE):
+            file = Path(self.output) / name
+            if file.exists() and not self.overwrite:
+                raise ValueError(f"--output {self.output!r} has {name} already: give another folder, or --overwrite")
+            check_writable("--output", file)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -86,8 +104,7 @@ def run(argv: Sequence[str]) -> int:
     groups = [ModelOptions, EvalPrompts, EvalDraws, EvalJudges, EvalOutput]
     who, what, how, judges, to = CommandParser("eval", _DESCRIPTION, groups).read(argv)
     which = who.speakers()
-    if to.output is not None:
-        check_writable("--output", to.output, folder=True)
+    to.check()
 
     from ..evaluation import Settings, evaluate_policy
     from ..evaluation.evaluate import BREAKDOWN

@@ -74,6 +74,8 @@ def run(argv: Sequence[str]) -> int:
         raise ValueError("there is nothing to complete: pass --prompt TEXT or --prompts FILE")
     if how.num_generations < 1:
         raise ValueError(f"num_generations={how.num_generations} must be at least 1")
+    if not 0 <= how.seed < 2**64:
+        raise ValueError(f"seed={how.seed} must be in 0..2^64-1: it is part of the key of the random numbers")
     which = who.speakers()
     if output.json is not None:
         check_writable("--json", output.json)

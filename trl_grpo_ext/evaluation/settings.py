@@ -39,6 +39,8 @@ class Settings:
         for name, least in (("num_generations", 1), ("batch_size", 1), ("resamples", 100)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be at least {least}")
+        if not 0 <= self.seed < 2**64:
+            raise ValueError(f"seed={self.seed!r} must be in 0..2^64-1: it is part of the key of the random numbers")
         if not 0 < self.confidence < 1:
             raise ValueError(f"confidence={self.confidence!r} must be in (0, 1): 0.95 is usual")
         if self.temperature == 0 and self.num_generations > 1:
