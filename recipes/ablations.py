@@ -66,6 +66,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "ppo-4": ("PPO with a critic, 4 epochs", {"epochs": 4}),
 }
 UNASKED = tuple(name for name in METHODS if name != "ppo-4")  # that one takes as long as five of the others
+START = "warm"  # in place of a method: the model that all of them start from
 BETA, LEARNING_RATE = 0.04, 1.5e-3
 HERE = Path(__file__).resolve().parent
 console = Console(markup=False, highlight=False)
@@ -164,24 +165,17 @@ def run_one(method: str, seed: int, warm_model: Path, out: Path, steps: int, com
     (out / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
-def warmed_up(folder: Path, seed: int, smoke: bool) -> Path:
-    """The model that all methods start from, made on first use."""
-    path = folder / f"warm-{seed}"
-    if not (path / "config.json").exists():
-        if smoke:  # untrained: a smoke run shows that everything runs
-            tokenizer = make_tokenizer()
-            make_model(tokenizer, seed).save_pretrained(path)
-            tokenizer.save_pretrained(path)
-        else:
-            console.print(f"warm-up, seed {seed}")
-            warm_up(path, make_splits(seed), seed)
-    return path
-
-
-def accuracy_before(warm_model: Path, seed: int, held_out: int) -> float:
-    """Greedy accuracy of the warmed-up model."""
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(warm_model), AutoTokenizer.from_pretrained(warm_model)
-    return evaluate(model, tokenizer, make_splits(seed).held_out[:held_out]).accuracy
+def make_start(folder: Path, seed: int, smoke: bool, held_out: int) -> None:
+    """The warmed-up model that all methods start from, and its greedy accuracy."""
+    if smoke:  # untrained: a smoke run shows that everything runs
+        tokenizer = make_tokenizer()
+        make_model(tokenizer, seed).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    else:
+        warm_up(folder, make_splits(seed), seed)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    accuracy = evaluate(model, tokenizer, make_splits(seed).held_out[:held_out]).accuracy
+    (folder / "result.json").write_text(json.dumps({"seed": seed, "accuracy": accuracy}) + "\n", encoding="utf-8")
 
 
 def summarise(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -310,32 +304,43 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     out = arguments.output_dir.resolve()
 
-    def run(method: str, seed: int) -> Path:
+    def run(method: str, seed: int) -> None:
+        """Train by one method, or make the model that all start from (`START`)."""
         place = out / f"{method}-{seed}"
         if (place / "result.json").exists() or arguments.report:
-            return place / "result.json"
+            return
         if arguments.smoke or arguments.one:
-            warm = out / f"warm-{seed}"
-            run_one(method, seed, warm, place, arguments.steps, arguments.completions, held_out)
+            warm = out / f"{START}-{seed}"
+            if method == START:
+                make_start(warm, seed, arguments.smoke, held_out)
+            else:
+                run_one(method, seed, warm, place, arguments.steps, arguments.completions, held_out)
         else:  # a process of its own: its memory is the run's
             console.print(f"{method}, seed {seed}")
             options = ["--steps", str(arguments.steps), "--completions", str(arguments.completions)]
             command = [sys.executable, __file__, "--output-dir", str(out), *options, "--one", method, str(seed)]
             with (out / f"{method}-{seed}.log").open("w") as log:
                 subprocess.run(command, check=True, stdout=log, stderr=subprocess.STDOUT)
-        return place / "result.json"
+
+    def start(seed: int) -> float:
+        """The accuracy of the model that all methods start from, which is made on first use."""
+        run(START, seed)
+        file = out / f"{START}-{seed}" / "result.json"
+        if not file.exists():
+            parser.error(f"--report: there is no run of seed {seed} in {out}")
+        return float(json.loads(file.read_text(encoding="utf-8"))["accuracy"])
 
     if arguments.one:
         run(arguments.one[0], int(arguments.one[1]))
         return
     out.mkdir(parents=True, exist_ok=True)
-    warm = {seed: warmed_up(out, seed, arguments.smoke) for seed in arguments.seeds}
-    before = {seed: accuracy_before(path, seed, held_out) for seed, path in warm.items()}
-    work = [(method, seed) for seed in arguments.seeds for method in arguments.methods]
+    work = [(method, seed) for method in arguments.methods for seed in arguments.seeds]
     with ThreadPoolExecutor(1 if arguments.smoke else arguments.jobs) as pool:
-        files = list(pool.map(lambda one: run(*one), work))
+        before = dict(zip(arguments.seeds, pool.map(start, arguments.seeds), strict=True))
+        # The longest first, so that none is left over at the end
+        list(pool.map(lambda one: run(*one), sorted(work, key=lambda one: not one[0].startswith("ppo"))))
     # What was run earlier is reported too: a table of some methods would overwrite that of all
-    files += [out / f"{m}-{seed}" / "result.json" for seed in arguments.seeds for m in METHODS if (m, seed) not in work]
+    files = [out / f"{method}-{seed}" / "result.json" for seed in arguments.seeds for method in METHODS]
     results = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()]
     if not results:
         parser.error(f"--report: there is no run in {out}")

@@ -161,8 +161,10 @@ def train_ppo(
         drawn = sampler.generate(prompt_ids, 1, max_new_tokens=max_completion_length, seed=seed, step=step)
         scores = reward(chosen, tokenizer.batch_decode(drawn.completion_ids, skip_special_tokens=True))
         batch = Batch.of(prompt_ids, drawn.completion_ids, tokenizer.pad_token_id).to(device)
+        # What the completions were drawn by is what the first pass trains: computed once, for both
+        logps, values = batch.logps(policy), batch.values(critic)
+        old, old_values = logps.detach(), values.detach()
         with torch.no_grad():
-            old, old_values = batch.logps(policy), batch.values(critic)
             with policy.disable_adapter():
                 rewards = -beta * (old - batch.logps(policy))
             last = batch.mask.sum(1).long() - 1
@@ -171,11 +173,12 @@ def train_ppo(
             count = batch.mask.sum()
             centred = (advantages - advantages.sum() / count) * batch.mask
             advantages = centred / (centred.square().sum() / count).sqrt().clamp(min=1e-8)
-        for _ in range(settings.epochs):
-            ratio = (batch.logps(policy) - old).exp()
+        for epoch in range(settings.epochs):
+            if epoch > 0:
+                logps, values = batch.logps(policy), batch.values(critic)
+            ratio = (logps - old).exp()
             clipped = ratio.clamp(1 - settings.clip, 1 + settings.clip)
             surrogate = torch.minimum(ratio * advantages, clipped * advantages)
-            values = batch.values(critic)
             near = old_values + (values - old_values).clamp(-settings.clip, settings.clip)
             error = torch.maximum((values - returns).square(), (near - returns).square())
             loss = ((settings.value_weight * 0.5 * error - surrogate) * batch.mask).sum() / count
