@@ -9,6 +9,7 @@ A worked addition goes column by column, units first, each column with the carry
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -87,7 +88,8 @@ def make_tokenizer(characters: str = "0123456789+= ", words: Sequence[str] = ())
     """One token per character, per word and per tag. Tags are ordinary: rewards must see them in the decoded text."""
     tokens = ("<pad>", "<eos>", "<unk>", *TAGS, *characters, *words)
     tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("|".join((*TAGS, *words, "."))), behavior="isolated")
+    pattern = Regex("|".join((*TAGS, *map(re.escape, words), ".")))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(pattern, behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

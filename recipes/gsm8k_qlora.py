@@ -5,7 +5,7 @@ Command (one GPU, or a CPU for a small model):
     python recipes/gsm8k_qlora.py --model Qwen/Qwen2.5-1.5B-Instruct --output-dir gsm8k-qlora
 
     with model and GSM8K in local files:
-        --model path/to/model --dataset path/to/train.jsonl.gz
+        --model path/to/model --dataset gsm8k:path/to/train.jsonl.gz
     for faster rollouts, where there is room for the 16-bit weights while completions are drawn:
         --rollout-dequantize resident
 
@@ -23,7 +23,7 @@ import argparse
 from collections.abc import Sequence
 
 import torch
-from gsm8k_lora import make_parser, parse_arguments, train
+from gsm8k_lora import make_parser, train
 from transformers import BitsAndBytesConfig
 
 from trl_grpo_ext import GRPOTrainer
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> GRPOTrainer:
         default="layer",
         help="resident: dequantized once per generation, faster, and takes the memory of the 16-bit weights meanwhile",
     )
-    arguments = parse_arguments(parser, argv)
+    arguments = parser.parse_args(argv)
     dtype = compute_dtype(arguments)
     return train(
         arguments,

@@ -3,16 +3,22 @@
     python recipes/tiny_model.py --output-dir outputs/tiny
     trl-grpo train --config recipes/tiny_arithmetic.yaml
 
-Writes `OUTPUT_DIR/arithmetic` and `OUTPUT_DIR/countdown`: a model with its tokenizer each, which `transformers` loads,
-and beside it `train.jsonl` and `test.jsonl` with the problems for GRPO. The additions are the quickstart's
+Writes `OUTPUT_DIR/arithmetic`, `countdown` and `math`: a model with its tokenizer each, which `transformers` loads, and
+beside it `train.jsonl` and `test.jsonl` with the problems for GRPO. The additions are the quickstart's
 (`embedded_task.py`). A countdown asks for an equation that uses three numbers once each, with + and -, and makes the
 target; its worked form is one that adds up:
 
     prompt       7 12 4=15
     completion   <think>7+12=19 19-4=15</think><answer>7+12-4</answer>
 
+`math` has the columns of MATH (problem, solution, level, type): sums of two to four numbers, whose level is the number
+of operations. As in many a training set, some of the test problems have slipped into it: the recipe leaves them out.
+
+    prompt       7+12-4=
+    completion   7+12=19 19-4=15 \\boxed{15}
+
 Hardware: any CPU (it uses one core). No network.
-Time: 1 to 2 minutes for both.
+Time: 2 to 3 minutes for all three.
 """
 
 from __future__ import annotations
@@ -24,6 +30,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -42,6 +49,8 @@ from trl_grpo_ext import accuracy_reward
 from trl_grpo_ext.rewards import countdown_reward
 
 COUNTDOWN_CHARACTERS = "0123456789+-= "
+BOX = ("\\boxed{", "}")
+LEAKED = 25  # test problems among those for GRPO
 
 Row = dict[str, Any]
 
@@ -56,6 +65,7 @@ class Task:
     train: list[Row]
     test: list[Row]
     right: Callable[[list[str], list[Row]], Sequence[float | None]]  # completions -> 1 or 0 each
+    words: tuple[str, ...] = ()  # tokens of more than one character
 
 
 def additions(seed: int) -> Task:
@@ -124,7 +134,45 @@ def countdowns(seed: int, *, warm_up: int = 3000, train: int = 1500, validation:
     return Task(COUNTDOWN_CHARACTERS, parts[3], parts[1], parts[2], parts[0], right)
 
 
-TASKS = {"arithmetic": additions, "countdown": countdowns}
+def worked_sum(numbers: Sequence[int], signs: Sequence[int]) -> str:
+    """The completion for a sum: one operation after the other, the result in a box."""
+    value, steps = numbers[0], []
+    for number, sign in zip(numbers[1:], signs, strict=True):
+        steps.append(f"{value}{'+' if sign > 0 else '-'}{number}={value + sign * number}")
+        value += sign * number
+    return f"{' '.join(steps)} {BOX[0]}{value}{BOX[1]}"
+
+
+def sums(seed: int, *, warm_up: int = 3000, train: int = 1500, validation: int = 200, test: int = 400) -> Task:
+    """Two to four numbers below 100, added and subtracted, never below zero on the way; no two are the same."""
+    rng = random.Random(seed)
+    rows: dict[str, Row] = {}
+    while len(rows) < warm_up + train + validation + test:
+        operations = rng.choice((1, 2, 2, 3))
+        numbers = [rng.randint(1, 99) for _ in range(operations + 1)]
+        signs = [rng.choice((1, -1)) for _ in range(operations)]
+        partial = list(accumulate([numbers[0], *(s * n for s, n in zip(signs, numbers[1:], strict=True))]))
+        if min(partial) < 0:
+            continue
+        problem = str(numbers[0]) + "".join(f"{s * n:+d}" for s, n in zip(signs, numbers[1:], strict=True)) + "="
+        worked = worked_sum(numbers, signs)
+        kind = "Mixed" if len(set(signs)) > 1 else "Addition" if signs[0] > 0 else "Subtraction"
+        row = {"problem": problem, "solution": worked, "answer": str(partial[-1])}
+        rows.setdefault(problem, row | {"level": f"Level {operations}", "type": kind, "completion": worked})
+    drawn = iter(rows.values())
+    parts = [[next(drawn) for _ in range(size)] for size in (test, validation, train, warm_up)]
+    for row in (row for part in parts[:3] for row in part):
+        del row["completion"]
+    practice = [*parts[2], *parts[0][:LEAKED]]
+    rng.shuffle(practice)
+
+    def right(texts: list[str], rows: list[Row]) -> Sequence[float | None]:
+        return accuracy_reward(texts, solution=[row["solution"] for row in rows])
+
+    return Task(COUNTDOWN_CHARACTERS, parts[3], parts[1], practice, parts[0], right, BOX)
+
+
+TASKS = {"arithmetic": additions, "countdown": countdowns, "math": sums}
 
 
 class StopWhenRight(TrainerCallback):
@@ -155,7 +203,7 @@ def make(name: str, output_dir: Path, seed: int) -> float:
     """
     started = time.perf_counter()
     task, folder = TASKS[name](seed), output_dir / name
-    tokenizer = make_tokenizer(task.characters)
+    tokenizer = make_tokenizer(task.characters, task.words)
     watch = StopWhenRight(task, tokenizer)
     rows = [{"prompt": row["problem"], "completion": row["completion"]} for row in task.warm_up]
     trainer = SFTTrainer(

@@ -18,6 +18,8 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
+from trl_grpo_ext.data.templates import R1_SYSTEM_PROMPT
+
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("TRL_GRPO_EXT_DATA") or ROOT.parent / "shared" / "data")
 GSM8K = DATA / "gsm8k" / "train.jsonl.gz"
@@ -110,7 +112,7 @@ def test_trains_on_the_real_questions(
     monkeypatch.setattr(recipe, "accuracy_reward", accuracy_reward)
     output = tmp_path / "adapter"
     trainer = load_recipe(name).main(
-        [*RECIPES[name], "--model", str(chat_model), "--dataset", str(GSM8K), "--output-dir", str(output),
+        [*RECIPES[name], "--model", str(chat_model), "--dataset", f"gsm8k:{GSM8K}", "--output-dir", str(output),
          "--max-steps", "3", "--num-generations", "2", "--per-device-train-batch-size", "2",
          "--gradient-accumulation-steps", "2", "--learning-rate", "1e-3", "--beta", "0.1",
          "--max-completion-length", "8", "--lora-r", "4"]
@@ -127,7 +129,7 @@ def test_trains_on_the_real_questions(
     assert len(asked) == 3 * 4  # steps, completions per step
     assert len({question for _, question, _ in asked}) == 3 * 2
     for system, question, gold in asked:
-        assert system == recipe.SYSTEM_PROMPT
+        assert system == R1_SYSTEM_PROMPT
         assert golds[question] == gold
 
     adapter = load_file(output / "adapter_model.safetensors")
@@ -148,39 +150,15 @@ def test_trains_on_the_real_questions(
     assert len(lost) == 3 and max(lost) < 0.05
 
 
-def test_rows_become_prompts_and_golds(recipe: ModuleType, tmp_path: Path) -> None:
-    path = write_rows(tmp_path / "rows.jsonl", [{"question": "1 + 1?", "answer": "It is\n#### 1,002 ", "id": 3}])
-    assert recipe.load_gsm8k(path)[:] == {
-        "prompt": [[{"role": "system", "content": recipe.SYSTEM_PROMPT}, {"role": "user", "content": "1 + 1?"}]],
-        "solution": ["1,002"],
-    }
-
-
-def test_bad_paths_are_named_before_anything_is_loaded(
-    recipe: ModuleType, chat_model: Path, tmp_path: Path, capsys: Any
-) -> None:
-    dataset = write_rows(tmp_path / "rows.jsonl", [{"question": "1 + 1?", "answer": "#### 2"}])
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "rows.txt").write_text("", encoding="utf-8")
-    cases = {
-        "rows_missing.jsonl: no such file": ["--dataset", "rows_missing.jsonl"],
-        "nowhere: no such file": ["--dataset", str(tmp_path / "nowhere")],
-        "rows.txt: a local file must end in": ["--dataset", str(tmp_path / "rows.txt")],
-        "nothing: no such folder": ["--dataset", dataset, "--model", str(tmp_path / "nothing")],
-        "holds no config.json": ["--dataset", dataset, "--model", str(tmp_path / "empty")],
-    }
-    for said, arguments in cases.items():
-        with pytest.raises(SystemExit):
-            recipe.main(arguments)
-        assert said in capsys.readouterr().err
-
-
-def test_bad_rows_are_named(recipe: ModuleType, tmp_path: Path) -> None:
+def test_bad_input_is_named(recipe: ModuleType, tmp_path: Path) -> None:
     columns = write_rows(tmp_path / "columns.jsonl", [{"problem": "1 + 1?", "answer": "#### 2"}])
-    with pytest.raises(ValueError, match=r"no column \['question'\].*\['problem', 'answer'\]"):
-        recipe.main(["--model", "no/such-model", "--dataset", columns, "--output-dir", str(tmp_path / "out")])
     unmarked = write_rows(
-        tmp_path / "unmarked.jsonl", [{"question": "a", "answer": "#### 2"}, {"question": "b", "answer": "2"}]
+        tmp_path / "unmarked.jsonl", [{"question": "a", "answer": "#### 2"}, {"question": "b", "answer": "two"}]
     )
-    with pytest.raises(ValueError, match=r"row 1 of the dataset has no gold answer.*'2'"):
-        recipe.main(["--model", "no/such-model", "--dataset", unmarked, "--output-dir", str(tmp_path / "out")])
+    for dataset, said in (
+        (f"gsm8k:{columns}", "columns.jsonl'.*has no column"),
+        (f"gsm8k:{unmarked}", "unmarked.jsonl', row 1: 'answer' must end in '####"),
+        ("gsm8k:rows_missing.jsonl", "rows_missing.jsonl"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            recipe.main(["--model", "no/such-model", "--dataset", dataset, "--output-dir", str(tmp_path / "out")])

@@ -6,8 +6,6 @@ as columns beside the prompts: `pass_rate`, `pass_count` and `samples`.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -20,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from .data import PASS, EncodedPrompt, PromptEncoder
+from .partial_file import PartialFile, rows_hash, weights_hash
 from .policy import base_model_of
 from .rewards import Limits, RewardScorer
 from .rollout import GroupSampler, SamplingParams
@@ -69,46 +68,6 @@ class Measurement:
             raise ValueError(f"seed={self.seed!r} must be in 0..2^64-1: it is part of the key of the random numbers")
 
 
-class Progressed:
-    """Rows that are done, in a file beside the output: a line for what was measured, then a line per row.
-
-    Args:
-        file: The file; it is there if a measurement was interrupted.
-        what: All that the counts depend on.
-
-    Raises:
-        ValueError: if the file is of another measurement, or cannot be read.
-    """
-
-    def __init__(self, file: Path, what: dict[str, Any]) -> None:
-        self.file = file
-        self.done: dict[int, Counted] = {}
-        if not file.exists():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(what, sort_keys=True) + "\n", encoding="utf-8")
-            return
-        # What follows the last line break is a line that was being written when the run was stopped
-        head, *lines = file.read_text(encoding="utf-8").split("\n")[:-1] or [""]
-        remedy = f"Set the options of then, or remove {str(file)!r} to start over"
-        try:
-            then = json.loads(head)
-            self.done = {row: Counted(passed, judged) for row, passed, judged in map(json.loads, lines)}
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{str(file)!r} is no measurement of pass rates ({error}). {remedy}.") from error
-        changed = sorted(name for name in {*then, *what} if then.get(name) != what.get(name))
-        if changed:
-            told = ", ".join(f"{name}={then.get(name)!r} (now {what.get(name)!r})" for name in changed)
-            raise ValueError(f"{str(file)!r} is of a measurement with {told}. {remedy}.")
-        self.file.write_text("".join(line + "\n" for line in (head, *lines)), encoding="utf-8")
-
-    def add(self, rows: Sequence[int], counts: Sequence[Counted]) -> None:
-        """Keep these, on disk at once."""
-        with self.file.open("a", encoding="utf-8") as out:
-            for row, count in zip(rows, counts, strict=True):
-                self.done[row] = count
-                out.write(json.dumps([row, count.passed, count.judged]) + "\n")
-
-
 def measure_pass_rates(
     policy: LoadedPolicy,
     rows: Dataset,
@@ -142,27 +101,31 @@ def measure_pass_rates(
     what = {
         "model": policy.base,
         "adapter": policy.adapter,
+        "weights_hash": weights_hash(policy.model),
         "rows": len(rows),
-        "rows_hash": _hash(rows, encoded),
+        "rows_hash": rows_hash(rows, encoded),
         "reward": scorer.names[0],
         "samples": how.samples,
         "seed": how.seed,
         **asdict(how.params),
     }
-    progressed = Progressed(partial, json.loads(json.dumps(what)))
+    file = PartialFile(partial, what, "a measurement of pass rates")
+    done = {number: Counted(passed, judged) for number, passed, judged in file.done}
     try:
-        left = [number for number in range(len(rows)) if number not in progressed.done]
+        left = [number for number in range(len(rows)) if number not in done]
         sampler = group_sampler(policy.model, policy.tokenizer, how.params)
         size = max(1, how.batch_size // how.samples)
         with _progress_bar(progress) as bar:
             task = bar.add_task("sampling", total=len(rows), completed=len(rows) - len(left))
             for start in range(0, len(left), size):
                 some = left[start : start + size]
-                progressed.add(some, _count(sampler, scorer, encoder, rows, encoded, some, how))
+                counts = _count(sampler, scorer, encoder, rows, encoded, some, how)
+                file.add([number, count.passed, count.judged] for number, count in zip(some, counts, strict=True))
+                done |= dict(zip(some, counts, strict=True))
                 bar.advance(task, len(some))
     finally:
         scorer.close()
-    counts = [progressed.done[number] for number in range(len(rows))]
+    counts = [done[number] for number in range(len(rows))]
     rows = rows.remove_columns([name for name in COLUMNS if name in rows.column_names])
     values = {
         "pass_rate": ([count.rate for count in counts], "float64"),
@@ -202,14 +165,6 @@ def _count(
     rewards = scores.rewards[:, 0].view(len(some), how.samples)
     passed, judged = (rewards >= PASS).sum(dim=1).tolist(), (~rewards.isnan()).sum(dim=1).tolist()
     return [Counted(*both) for both in zip(passed, judged, strict=True)]
-
-
-def _hash(rows: Dataset, encoded: Sequence[EncodedPrompt]) -> str:
-    """Of the prompts as the model reads them, and of all that rewards can see, in their order."""
-    digest = hashlib.sha256()
-    for prompt, row in zip(encoded, rows, strict=True):
-        digest.update(json.dumps([prompt.ids, row], default=str, sort_keys=True).encode())
-    return digest.hexdigest()[:16]
 
 
 def in_band(rows: Dataset, low: float, high: float) -> Dataset:

@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 from trl_grpo_ext import GroupSampler, load_prompts
 from trl_grpo_ext.cli.main import main
 from trl_grpo_ext.data import EncodedPrompt
-from trl_grpo_ext.difficulty import Measurement, _hash, histogram, measure_pass_rates
+from trl_grpo_ext.difficulty import Measurement, histogram, measure_pass_rates
+from trl_grpo_ext.partial_file import rows_hash
 from trl_grpo_ext.rollout import SamplingParams
 from trl_grpo_ext.side_by_side import load_policy
 
@@ -43,7 +44,7 @@ def place(
 
 def arguments(place: Path, output: Path, *more: str) -> list[str]:
     argv = ["difficulty", "--model", str(place / "base"), "--dataset", str(place / "problems.jsonl")]
-    argv += ["--problem-column", "question", "--answer-column", "bound", "--template", "{{ problem }}"]
+    argv += ["--columns", '{"problem": "question", "answer": "bound"}', "--template", "{{ problem }}"]
     argv += ["--reward", f"{place / 'rewards.py'}:below", "--reward-workers", "0"]
     return [*argv, "--samples", "5", "--max-new-tokens", "3", "--seed", "4", "--output", str(output), *more]
 
@@ -170,5 +171,5 @@ def test_a_measurement_of_other_columns_is_another_one() -> None:
     """A reward may read any of them: counts of then are not those of the rows of now."""
     encoded = [EncodedPrompt([1, 2], "")]
     rows = [Dataset.from_list([{"prompt": "a", "answer": answer}]) for answer in ("1", "2", "1")]
-    first, other, same = (_hash(one, encoded) for one in rows)
+    first, other, same = (rows_hash(one, encoded) for one in rows)
     assert first == same != other

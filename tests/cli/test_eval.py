@@ -60,11 +60,69 @@ def test_base_and_adapter(folder: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert "3 prompts, 2 completions each" in printed and "pass@2" in printed and "Written to" in printed
 
 
+def test_an_interrupted_evaluation_goes_on(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And comes to what one that was not interrupted does: of the base one prompt was drawn, of the adapter none."""
+    stopping = "if prompts[0] != '2+3=': raise KeyboardInterrupt\n    return"
+    (tmp_path / "stops.py").write_text(
+        REWARD.replace("(completion", "(prompts, completion").replace("return", stopping)
+    )
+    argv = ["eval", "--adapter", str(folder / "adapter"), "--dataset", str(folder / "rows.jsonl"), "--k", "1", "2"]
+    argv += ["--max-new-tokens", "7", "--num-generations", "2", "--reward-workers", "0", "--resamples", "200"]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    rewards = [f"{place / name}:has_even_length" for place, name in ((folder, "reward.py"), (tmp_path, "stops.py"))]
+    assert main([*argv, "--output", str(whole), "--reward", rewards[0]]) == 0
+    assert main([*argv, "--output", str(broken), "--reward", rewards[1], "--batch-size", "2"]) == 1
+    partial = broken / "completions.partial.jsonl"
+    assert f"interrupted; what was drawn is in {partial}" in capsys.readouterr().err
+    head, *lines = partial.read_text().splitlines()
+    assert len(lines) == 1 and not (broken / "evaluation.json").exists()
+    # Of other options it is refused; and a mark shows that what is there is not drawn again
+    assert main([*argv, "--output", str(broken), "--reward", rewards[0], "--top-k", "3"]) == 2
+    assert "is of an evaluation with top_k=0 (now 3)" in capsys.readouterr().err
+    batch = json.loads(lines[0])
+    marked = batch["groups"][0][1]["completion"] = "not drawn again"
+    partial.write_text(head + "\n" + json.dumps(batch) + '\n{"groups": [')
+    assert main([*argv, "--output", str(broken), "--reward", rewards[0]]) == 0
+    assert not partial.exists()
+    rows = []
+    for place in (whole, broken):
+        file = str(place / "completions.parquet")
+        rows.append(
+            load_dataset("parquet", data_files=file, split="train", cache_dir=str(tmp_path / "cache")).to_list()
+        )
+    assert rows[1][1].pop("completion") == marked and rows[0][1].pop("completion") != marked
+    for one, other in zip(*rows, strict=True):  # sums of other batches are rounded otherwise
+        assert one.pop("logp") == pytest.approx(other.pop("logp"), abs=1e-4)
+        assert one == other
+    results = [json.loads((place / "evaluation.json").read_text()) for place in (whole, broken)]
+    assert results[0]["results"] == results[1]["results"] and results[0]["counts"] == results[1]["counts"]
+
+
+def test_a_mixture_and_columns_as_in_training(folder: Path, tmp_path: Path) -> None:
+    for name in "ab":
+        rows = [{"q": f"{name}{n}", "final": str(n), "extra": name} for n in range(5)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\n")
+    a, b = str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")
+    (tmp_path / "eval.yaml").write_text(
+        f"dataset: {{{a}: 1, {b}: 3}}\ncolumns: {{problem: q, answer: final, which: extra}}\n"
+        f"overrides: {{{a}: {{template: 'one {{{{ problem }}}}'}}}}\ntemplate: 'two {{{{ problem }}}}'\n"
+    )
+    argv = ["eval", "--model", str(folder / "base"), "--config", str(tmp_path / "eval.yaml"), "--max-new-tokens", "2"]
+    argv += ["--num-generations", "1", "--resamples", "200", "--reward-workers", "0", "--breakdown", "which"]
+    assert main([*argv, "--output", str(tmp_path / "out")]) == 0
+    summary = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert summary["data"]["sources"] == [a, b] and set(summary["by"]["which"]) == {"a", "b"}
+    file = str(tmp_path / "out" / "completions.parquet")
+    rows = load_dataset("parquet", data_files=file, split="train", cache_dir=str(tmp_path / "cache")).to_list()
+    assert {(row["prompt"].split()[0], row["which"]) for row in rows} == {("one", "a"), ("two", "b")}
+    assert sum(row["which"] == "b" for row in rows) == 5  # the mixture ends with b, which is drawn three times as often
+
+
 def test_accuracy_through_load_prompts(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     problems = [{"question": row["prompt"], "final": row["solution"]} for row in ROWS]
     (tmp_path / "own.jsonl").write_text("\n".join(json.dumps(row) for row in problems) + "\n")
-    argv = ["eval", "--model", str(folder / "base"), "--dataset", str(tmp_path / "own.jsonl"), "--problem-column"]
-    argv += ["question", "--answer-column", "final", "--template", "{{ problem }}", "--dataset-take", "2"]
+    argv = ["eval", "--model", str(folder / "base"), "--dataset", str(tmp_path / "own.jsonl"), "--columns"]
+    argv += ['{"problem": "question", "answer": "final"}', "--template", "{{ problem }}", "--dataset-take", "2"]
     argv += ["--temperature", "0", "--num-generations", "1", "--max-new-tokens", "4", "--resamples", "200"]
     argv += ["--reward-workers", "0", "--max-prompt-tokens", "250", "--output", str(tmp_path / "out")]
     (tmp_path / "out").mkdir()

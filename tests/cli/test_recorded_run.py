@@ -13,10 +13,11 @@ from peft import LoraConfig
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from trl_grpo_ext import GRPOConfig
+from trl_grpo_ext.cli.prompt_options import TrainPrompts
 from trl_grpo_ext.cli.recorded_run import options_of_record, recipe_of
 from trl_grpo_ext.cli.train import make_parser
 from trl_grpo_ext.cli.train_inputs import peft_config_of, quantization_of, reward_specs, with_init_kwargs
-from trl_grpo_ext.cli.train_options import TrainModel, TrainPrompts, TrainRewards
+from trl_grpo_ext.cli.train_options import TrainModel, TrainRewards
 from trl_grpo_ext.hub.run_config import run_config, save_run_config
 
 

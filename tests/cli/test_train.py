@@ -17,9 +17,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 from trl_grpo_ext import GRPOConfig
 from trl_grpo_ext.cli import train_inputs
 from trl_grpo_ext.cli.main import main
+from trl_grpo_ext.cli.prompt_options import TrainPrompts
 from trl_grpo_ext.cli.run_plan import bar, histogram, planned_steps
 from trl_grpo_ext.cli.train import config_sections, make_parser
-from trl_grpo_ext.cli.train_options import TrainAdapter, TrainModel, TrainPrompts, TrainRewards
+from trl_grpo_ext.cli.train_options import TrainAdapter, TrainModel, TrainRewards
 from trl_grpo_ext.hub import load_run_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -271,15 +272,23 @@ def test_arguments_of_load_prompts() -> None:
     held_out = train_inputs.eval_prompt_arguments(options)
     assert list(held_out) == ["x", "y"]
     assert (held_out["x"]["split"], held_out["x"]["take"], held_out["x"]["template"]) == ("test", 3, "plain")
-    assert "pass_rate" not in held_out["x"]
+    assert "pass_rate" not in held_out["x"] and held_out["x"]["deduplicate"] == "off"
     # A set known by name has its own columns, another one those of the training's
     options = replace(options, columns={"problem": "q"}, answer="boxed", overrides={"a": {"take": 1}, "x": {"take": 2}})
     named = train_inputs.eval_prompt_arguments(replace(options, eval_dataset=["gsm8k:a.jsonl", "x"]))
     assert [named[name]["columns"] for name in named] == [None, {"problem": "q"}]
     assert [named[name]["answer"] for name in named] == [None, "boxed"]
     assert [named[name]["overrides"] for name in named] == [None, {"x": {"take": 2}}]
+    # What is said of a set that is evaluated on alone does not concern training
+    assert train_inputs.prompt_arguments(replace(options, eval_dataset="x"))["overrides"] == {"a": {"take": 1}}
+    both = replace(options, eval_dataset="x", decontaminate=["x"])
+    assert list(train_inputs.prompt_arguments(both)["overrides"]) == ["a", "x"]
     options = replace(options, eval_dataset={"source": "x", "template": "r1"})
     assert train_inputs.eval_prompt_arguments(options)["x"]["template"] == "r1"
+    mixture = replace(options, eval_dataset={"source": {"x": 1.0, "z": 2.0}, "deduplicate": "exact"})
+    assert train_inputs.prompt_arguments(mixture)["overrides"] == {"a": {"take": 1}}
+    found = train_inputs.eval_prompt_arguments(mixture)["eval"]
+    assert (found["overrides"], found["deduplicate"]) == ({"x": {"take": 2}}, "exact")
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,8 @@ def test_the_command_line_holds_them_as_json(tmp_path: Path) -> None:
     assert read("--rewards", '[{"name": "a"}, {"name": "b"}]').rewards == [{"name": "a"}, {"name": "b"}]
     assert read("--source", "gsm8k").source == "gsm8k"
     assert read("--source", "gsm8k", "math").source == ["gsm8k", "math"]
+    assert read("--source", "a", "--source", "b", "c", "--source", '["d"]').source == ["a", "b", "c", "d"]
+    assert from_yaml(tmp_path, "source: a", "--source", "b", "--source", "c").source == ["b", "c"]
     yaml = "columns: {problem: x}\nsource: [a, b]\n"
     assert from_yaml(tmp_path, yaml, "--columns", '{"answer": "y"}').columns == {"answer": "y"}  # replaced whole
     assert from_yaml(tmp_path, yaml, "--source", "c").source == "c"
@@ -101,6 +103,11 @@ def test_the_command_line_holds_them_as_json(tmp_path: Path) -> None:
         ("rate: true", "options.yaml: argument --rate: invalid float value: 'True'"),
         ("report_to: [{a: 1}]", "options.yaml: report_to: item 0 of the list"),
         ("report-to: a\nreport_to: b", "report_to is set twice"),
+        ("rate: 1\n\nreport_to: b\nrate: 2", "options.yaml: rate is set in line 1 and again in line 4: keep one of"),
+        ("rewards:\n- {name: a, weight: 1, name: b}", "options.yaml: name is set in line 2 and again in line 2: keep"),
+        ("", "options.yaml must contain a YAML mapping"),
+        ("- rate: 1", "options.yaml must contain a YAML mapping"),
+        ("rate: [1", "options.yaml"),
         ("colums: {}", "options.yaml: unknown option 'colums': did you mean columns?"),
         ("1: x", "keywords must be strings"),
     ],

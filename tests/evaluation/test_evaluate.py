@@ -228,8 +228,8 @@ class Written:
     def __init__(self, tokenizer: Any, texts: list[list[str]]) -> None:
         self.ids = [[tokenizer(text)["input_ids"] for text in group] for group in texts]
 
-    def generate(self, prompt_ids: Any, num_generations: int, *, seed: int, first_prompt_index: int) -> Rollouts:
-        groups = self.ids[first_prompt_index : first_prompt_index + len(prompt_ids)]
+    def generate(self, prompt_ids: Any, num_generations: int, *, seed: int, prompt_indices: Any) -> Rollouts:
+        groups = [self.ids[number] for number in prompt_indices]
         ids = [one for group in groups for one in group]
         return Rollouts(prompt_ids, ids, torch.zeros(len(ids), 1), ["eos"] * len(ids), num_generations)
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from .main import OK, CheckFailed
 from .model_options import ModelOptions, check_writable
-from .parser import CommandParser, Gather
+from .parser import CommandParser
+from .prompt_options import FilteredPrompts
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -17,36 +18,6 @@ if TYPE_CHECKING:
 _DESCRIPTION = """\
 Sample completions of every prompt, and write the prompts with the share of completions that pass: the columns
 pass_rate, pass_count and samples. A run that was interrupted goes on where it was."""
-
-
-@dataclass
-class DifficultyPrompts:
-    """What is completed: the arguments of `load_prompts`."""
-
-    _argument_group_name: ClassVar[str] = "prompts"
-
-    dataset: list[str] | None = field(
-        default=None,
-        metadata={"help": "source(s) of prompts, by name, Hub id or file", "action": Gather, "metavar": "NAME"},
-    )
-    dataset_split: str = field(default="train", metadata={"help": "split to measure"})
-    dataset_config: str | None = field(default=None, metadata={"help": "configuration of a dataset on the Hub"})
-    problem_column: str | None = field(default=None, metadata={"help": "column of the problem, in a file of your own"})
-    answer_column: str | None = field(default=None, metadata={"help": "column of its gold answer"})
-    answer: str | None = field(
-        default=None, metadata={"help": "how gold answers are written: gsm8k (after ####), boxed, number, text"}
-    )
-    template: str = field(
-        default="r1",
-        metadata={"help": "r1, r1-zero, qwen-boxed, plain, Jinja text, or a .jinja file", "metavar": "NAME"},
-    )
-    system_prompt: str | None = field(default=None, metadata={"help": "instead of the template's", "metavar": "TEXT"})
-    few_shot: str | None = field(default=None, metadata={"help": "JSON Lines file of examples", "metavar": "FILE"})
-    max_prompt_tokens: int | None = field(default=None, metadata={"help": "longer prompts are dropped, and counted"})
-    dataset_shuffle: bool = field(default=False, metadata={"help": "shuffle before skip and take"})
-    dataset_seed: int = field(default=0, metadata={"help": "of that shuffle, and of procedural sources"})
-    dataset_skip: int = field(default=0, metadata={"help": "rows to leave out at the start"})
-    dataset_take: int | None = field(default=None, metadata={"help": "rows to take, at most"})
 
 
 @dataclass
@@ -86,10 +57,9 @@ class DifficultyOutput:
 
 def run(argv: Sequence[str]) -> int:
     """Measure, write, print, and return the exit code."""
-    groups = [ModelOptions, DifficultyPrompts, DifficultyDraws, DifficultyOutput]
+    groups = [ModelOptions, FilteredPrompts, DifficultyDraws, DifficultyOutput]
     who, what, how, to = CommandParser("difficulty", _DESCRIPTION, groups).read(argv)
-    if not what.dataset:
-        raise ValueError("dataset is missing: say where the prompts come from, --dataset NAME")
+    what.arguments()  # without a dataset refused, before anything else
     if who.which == "both":
         raise ValueError("--which both cannot be measured at once: choose base or adapter")
     output, filtered = _files(to)
@@ -118,7 +88,12 @@ def run(argv: Sequence[str]) -> int:
     if kept is not None and filtered is not None:
         band = f"[{to.min_pass_rate:g}, {to.max_pass_rate:g}]"
         if not len(kept):
-            raise CheckFailed(f"no prompt has a pass rate in {band}, of {len(rows)} in {output}: widen the band")
+            rates = [rate for rate in rows["pass_rate"][:] if rate is not None]
+            found = f"they are {min(rates):g} to {max(rates):g}" if rates else "none could be judged"
+            raise CheckFailed(
+                f"no prompt has a pass rate in {band}, of {len(rows)} in {output} ({found}). Nothing need be measured "
+                "again: choose another band where they are read, pass_rate: [LOW, HIGH]"
+            )
         write(kept, filtered)
         print(f"{len(kept)} of {len(rows)} prompts have a pass rate in {band}: {filtered}")
     return OK
@@ -150,31 +125,13 @@ def _files(to: DifficultyOutput) -> tuple[Path, Path | None]:
     return output, filtered
 
 
-def _prompts(what: DifficultyPrompts, tokenizer: Any) -> Dataset:
+def _prompts(what: FilteredPrompts, tokenizer: Any) -> Dataset:
     from datasets import Dataset
 
     from ..data import PromptReport, load_prompts
 
-    named = {"problem": what.problem_column, "answer": what.answer_column}
-    columns = {role: name for role, name in named.items() if name is not None}
     report = PromptReport()
-    rows = load_prompts(
-        what.dataset[0] if what.dataset and len(what.dataset) == 1 else what.dataset or (),
-        split=what.dataset_split,
-        config=what.dataset_config,
-        columns=columns or None,
-        answer=what.answer,
-        template=what.template,
-        system_prompt=what.system_prompt,
-        few_shot=what.few_shot,
-        tokenizer=tokenizer,
-        max_prompt_tokens=what.max_prompt_tokens,
-        shuffle=what.dataset_shuffle,
-        seed=what.dataset_seed,
-        skip=what.dataset_skip,
-        take=what.dataset_take,
-        report=report,
-    )
+    rows = load_prompts(**what.arguments(), tokenizer=tokenizer, report=report)
     assert isinstance(rows, Dataset)  # as nothing is streamed
     print(report)
     return rows

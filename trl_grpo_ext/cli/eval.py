@@ -125,23 +125,29 @@ def run(argv: Sequence[str]) -> int:
     missing = [name for name in judges.breakdown or () if name not in rows.column_names]
     if missing:
         raise ValueError(f"--breakdown {missing[0]} is no column of the prompts (they have {rows.column_names})")
+    partial = None if to.output is None else Path(to.output) / "completions.partial.jsonl"
     try:
         found = evaluate_policy(
             policy(),
             rows,
-            name=f"--dataset {' '.join(what.dataset)}",
+            name=f"--dataset {' '.join(what.sources())}",
             which=which,
             reward=reward,
             format_reward=format_reward,
             breakdown=judges.breakdown or BREAKDOWN,
             reward_limits=Limits(timeout=judges.reward_timeout, workers=judges.reward_workers),
             failures_file=None if to.output is None else Path(to.output) / "reward_failures.jsonl",
+            partial=partial,
             **own,
         )
-    except RewardError as error:
-        raise CheckFailed(str(error)) from error
-    found.summary["data"] |= {"sources": what.dataset, "split": what.dataset_split, "config": what.dataset_config}
+    except (KeyboardInterrupt, RewardError) as stop:
+        why = "interrupted" if isinstance(stop, KeyboardInterrupt) else str(stop)
+        on = "" if partial is None else f"; what was drawn is in {partial}, and the same command goes on there"
+        raise CheckFailed(why + on) from stop
+    found.summary["data"] |= {"sources": what.sources(), "split": what.dataset_split, "config": what.dataset_config}
     found.print()
     if to.output is not None:
         print(f"Written to {found.save(to.output)}")
+    if partial is not None:
+        partial.unlink()
     return OK

@@ -5,53 +5,36 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, Literal
 
-from .parser import Gather
+from .prompt_options import PromptOptions
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
 # What makes prompts, and has no effect on those that are there already
-_MAKING = "template system_prompt few_shot problem_column answer_column answer max_prompt_tokens dataset_config".split()
+_MAKING = (
+    "dataset_config columns answer unreadable template system_prompt few_shot overrides max_prompt_tokens deduplicate "
+    "stopping_strategy"
+).split()
 
 
 @dataclass
-class EvalPrompts:
-    """What is completed: the arguments of `load_prompts`."""
+class EvalPrompts(PromptOptions):
+    """Of a test set, which is what it is: no duplicates are taken out."""
 
-    _argument_group_name: ClassVar[str] = "prompts"
-
-    dataset: list[str] | None = field(
+    dataset: dict[str, float] | list[str] | str | None = field(
         default=None,
         metadata={
-            "help": "source(s) of prompts, by name, Hub id or file; a file whose rows have a 'prompt' already is taken "
-            "as it is",
-            "action": Gather,
-            "metavar": "NAME",
+            "help": "source(s), by name, Hub id or file; a mapping {source: weight} is a mixture; one file whose rows "
+            "have a 'prompt' already is taken as it is"
         },
     )
     dataset_split: str = field(default="test", metadata={"help": "split to evaluate on"})
-    dataset_config: str | None = field(default=None, metadata={"help": "configuration of a dataset on the Hub"})
-    problem_column: str | None = field(
-        default=None, metadata={"help": "column of the problem, in a source of your own"}
+    deduplicate: Literal["normalized", "exact", "off"] = field(
+        default="off", metadata={"help": "how alike two problems must be for the second one to be dropped"}
     )
-    answer_column: str | None = field(default=None, metadata={"help": "column of its gold answer"})
-    answer: str | None = field(
-        default=None, metadata={"help": "how gold answers are written: gsm8k (after ####), boxed, number, text, raw"}
-    )
-    template: str = field(
-        default="r1",
-        metadata={"help": "r1, r1-zero, qwen-boxed, plain, Jinja text, or a .jinja file", "metavar": "NAME"},
-    )
-    system_prompt: str | None = field(default=None, metadata={"help": "instead of the template's", "metavar": "TEXT"})
-    few_shot: str | None = field(default=None, metadata={"help": "JSON Lines file of examples", "metavar": "FILE"})
-    max_prompt_tokens: int | None = field(default=None, metadata={"help": "longer prompts are dropped, and counted"})
-    dataset_shuffle: bool = field(default=False, metadata={"help": "shuffle before skip and take"})
-    dataset_seed: int = field(default=0, metadata={"help": "of that shuffle, and of procedural sources"})
-    dataset_skip: int = field(default=0, metadata={"help": "rows to leave out at the start"})
-    dataset_take: int | None = field(default=None, metadata={"help": "rows to take, at most"})
 
     def read(self, tokenizer: Callable[[], PreTrainedTokenizerBase]) -> Dataset:
         """The rows, with a prompt each.
@@ -63,13 +46,17 @@ class EvalPrompts:
         Raises:
             ValueError: no source, one that cannot be read, or options that have no effect on it.
         """
-        if not self.dataset:
-            raise ValueError("dataset is missing: say where the prompts come from, --dataset NAME")
-        ready = _rows_with_prompts(self.dataset[0]) if len(self.dataset) == 1 else None
-        return self._chosen(ready) if ready is not None else self._made(tokenizer)
+        arguments = self.arguments()
+        file = self.dataset
+        ready = _rows_with_prompts(file) if isinstance(file, str) else None
+        return self._chosen(ready) if ready is not None else self._made(arguments, tokenizer)
+
+    def sources(self) -> list[str]:
+        """Their names."""
+        return [self.dataset] if isinstance(self.dataset, str) else list(self.dataset or ())
 
     def _chosen(self, rows: Dataset) -> Dataset:
-        file = (self.dataset or [""])[0]
+        file = self.dataset
         for name in _MAKING:
             if getattr(self, name) != type(self).__dataclass_fields__[name].default:
                 raise ValueError(
@@ -86,32 +73,14 @@ class EvalPrompts:
             )
         return rows.select(range(self.dataset_skip, last))
 
-    def _made(self, tokenizer: Callable[[], PreTrainedTokenizerBase]) -> Dataset:
-        """No duplicates are taken out: a test set is what it is."""
+    def _made(self, arguments: dict[str, Any], tokenizer: Callable[[], PreTrainedTokenizerBase]) -> Dataset:
         from datasets import Dataset
 
         from ..data import PromptReport, load_prompts
 
-        named = {"problem": self.problem_column, "answer": self.answer_column}
-        sources, report = self.dataset or [], PromptReport()
-        rows = load_prompts(
-            sources[0] if len(sources) == 1 else sources,
-            split=self.dataset_split,
-            config=self.dataset_config,
-            columns={role: name for role, name in named.items() if name is not None} or None,
-            answer=self.answer,
-            template=self.template,
-            system_prompt=self.system_prompt,
-            few_shot=self.few_shot,
-            tokenizer=None if self.max_prompt_tokens is None else tokenizer(),
-            max_prompt_tokens=self.max_prompt_tokens,
-            deduplicate="off",
-            shuffle=self.dataset_shuffle,
-            seed=self.dataset_seed,
-            skip=self.dataset_skip,
-            take=self.dataset_take,
-            report=report,
-        )
+        report = PromptReport()
+        counted = None if self.max_prompt_tokens is None else tokenizer()
+        rows = load_prompts(**arguments, tokenizer=counted, report=report)
         assert isinstance(rows, Dataset)  # as nothing is streamed
         print(report)
         return rows

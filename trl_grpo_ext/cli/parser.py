@@ -6,12 +6,13 @@ import argparse
 import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
+from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
 
 import yaml
 from trl.scripts.utils import TrlParser
 
-from .values import Shape, Structured, misfit, reader, shape_of, with_numbers
+from .values import Shape, Structured, key_set_twice, misfit, reader, shape_of, with_numbers
 
 
 class CommandParser(TrlParser):
@@ -103,6 +104,8 @@ class CommandParser(TrlParser):
         if "--config" in arguments:
             self._file = arguments[arguments.index("--config") + 1]
         try:
+            if self._file and (problem := key_set_twice(Path(self._file).read_text(encoding="utf-8"))):
+                self.error(f"{self._file}: {problem}")
             *groups, unknown = self.parse_args_and_config(arguments, return_remaining_strings=True)
         except (OSError, ValueError, TypeError, yaml.YAMLError) as error:  # TypeError: keys that are no text
             known = not self._file or self._file in str(error)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .main import FAILED, OK, CheckFailed
 from .parser import CommandParser
+from .prompt_options import TrainPrompts
 from .recorded_run import options_of_record, recipe_of
 from .train_inputs import (
     eval_prompt_arguments,
@@ -21,7 +22,7 @@ from .train_inputs import (
     reward_specs,
     with_init_kwargs,
 )
-from .train_options import TrainAdapter, TrainModel, TrainPrompts, TrainRewards, TrainRun
+from .train_options import TrainAdapter, TrainModel, TrainRewards, TrainRun
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from .train_options import TrainAdapter, TrainModel, TrainPrompts, TrainRewards
+from .prompt_options import TrainPrompts
+from .train_options import TrainAdapter, TrainModel, TrainRewards
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -27,37 +28,23 @@ _LORA_FIELDS = {
     "use_rslora": "use_rslora",
     "use_dora": "use_dora",
 }
-# Option -> argument of load_prompts, where they are not called the same
-_PROMPT_ARGUMENTS = {
-    "dataset_split": "split",
-    "dataset_config": "config",
-    "dataset_shuffle": "shuffle",
-    "dataset_seed": "seed",
-    "dataset_skip": "skip",
-    "dataset_take": "take",
-    "dataset_streaming": "streaming",
-}
 # Whatever an evaluation does not share with training: how rows are chosen
 _NOT_OF_EVALUATION = ("decontaminate", "pass_rate", "skip", "shuffle", "streaming", "stopping_strategy")
 
 
 def prompt_arguments(options: TrainPrompts) -> dict[str, Any]:
-    """The arguments of `load_prompts` for training, `source` included.
+    """The arguments of `load_prompts` for training, `source` included; what `overrides` say of a source that only
+    `eval_dataset` names is not among them.
 
     Raises:
         ValueError: without a dataset, or with a band of pass rates that is no pair.
     """
-    if not options.dataset:
-        raise ValueError(
-            "dataset is missing: say where the prompts come from, --dataset NAME, or dataset: in the YAML file"
-        )
-    if options.pass_rate is not None and len(options.pass_rate) != 2:
-        raise ValueError(f"pass_rate={options.pass_rate} must be two numbers, the lowest and the highest rate to keep")
-    values = {f.name: getattr(options, f.name) for f in fields(options) if not f.name.startswith("eval_")}
-    found = {_PROMPT_ARGUMENTS.get(name, name): value for name, value in values.items()}
-    found["source"] = found.pop("dataset")
-    found["decontaminate"] = tuple(found["decontaminate"] or ())
-    found["pass_rate"] = None if options.pass_rate is None else (options.pass_rate[0], options.pass_rate[1])
+    found = options.arguments()
+    if found["overrides"]:
+        given = options.eval_dataset
+        held_out = _names(given.get("source") if isinstance(given, Mapping) else given)
+        only = {name for name in held_out if name not in (*_names(options.dataset), *found["decontaminate"])}
+        found["overrides"] = {name: values for name, values in found["overrides"].items() if name not in only}
     return found
 
 
@@ -70,12 +57,11 @@ def eval_prompt_arguments(options: TrainPrompts) -> dict[str, dict[str, Any]]:
     given = options.eval_dataset
     if not given:
         return {}
-    shared = prompt_arguments(options)
-    shared = {name: value for name, value in shared.items() if name not in _NOT_OF_EVALUATION}
-    shared |= {"split": options.eval_split, "take": options.eval_take}
+    shared = {name: value for name, value in options.arguments().items() if name not in _NOT_OF_EVALUATION}
+    # No duplicates are taken out: a test set is what it is
+    shared |= {"split": options.eval_split, "take": options.eval_take, "deduplicate": "off"}
     if not isinstance(given, Mapping):
-        names = [given] if isinstance(given, str) else given
-        return {str(name): {**shared, **_of_source(str(name), options)} for name in names}
+        return {name: shared | _of_source(name, options) for name in _names(given)}
     known = [*shared, *_NOT_OF_EVALUATION]
     for key in given:
         if key not in known:
@@ -83,17 +69,26 @@ def eval_prompt_arguments(options: TrainPrompts) -> dict[str, dict[str, Any]]:
     if "source" not in given:
         raise ValueError("eval_dataset is a mapping without source: say where the held-out prompts come from")
     source = given["source"]
-    own = _of_source(source, options) if isinstance(source, str) else {}
-    return {source if isinstance(source, str) else "eval": {**shared, **own, **given}}
+    own = _of_source(source, options) if isinstance(source, str) else {"overrides": _said_of(_names(source), options)}
+    return {source if isinstance(source, str) else "eval": shared | own | given}
+
+
+def _names(source: Any) -> list[str]:
+    """Of one source, several, or a mixture."""
+    return [source] if isinstance(source, str) else [str(name) for name in source or ()]
+
+
+def _said_of(names: Sequence[str], options: TrainPrompts) -> dict[str, Any] | None:
+    """What `overrides` say of these sources."""
+    return {name: values for name, values in (options.overrides or {}).items() if name in names} or None
 
 
 def _of_source(source: str, options: TrainPrompts) -> dict[str, Any]:
     """What training says of a source is said of that one alone, and the columns of a set known by name are known."""
     from ..data.sources import PROCEDURAL, REASONING_GYM, SOURCES
 
-    overrides = {name: values for name, values in (options.overrides or {}).items() if name == source}
     config = options.dataset_config if source == options.dataset else None
-    found = {"source": source, "overrides": overrides or None, "config": config}
+    found = {"source": source, "overrides": _said_of([source], options), "config": config}
     known = (*SOURCES, PROCEDURAL, REASONING_GYM, *(declared.hub for declared in SOURCES.values()))
     declared = source != options.dataset and source.partition(":")[0] in known
     return found | ({"columns": None, "answer": None} if declared else {})

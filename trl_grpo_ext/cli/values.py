@@ -13,6 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Union, get_args, get_origin
 
+import yaml
+
 # PyYAML reads YAML 1.1, where 1e-5 is text: a number needs a dot there
 _EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
@@ -82,6 +84,30 @@ def misfit(value: Any, shape: Shape) -> str | None:
     return None if fits else f"{_short(value)} must be {shape.words}, not {_kind(value)}"
 
 
+def key_set_twice(text: str) -> str | None:
+    """Where a YAML text sets a key twice, of which PyYAML silently keeps the last; None if it does not.
+
+    Raises:
+        yaml.YAMLError: if it is no YAML.
+    """
+    nodes = [yaml.compose(text, Loader=yaml.SafeLoader)]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, yaml.SequenceNode):
+            nodes += node.value
+        elif isinstance(node, yaml.MappingNode):
+            lines: dict[str, int] = {}
+            for key, value in node.value:
+                nodes.append(value)
+                line = key.start_mark.line + 1
+                if not isinstance(key, yaml.ScalarNode):
+                    continue
+                if key.value in lines:
+                    return f"{key.value} is set in line {lines[key.value]} and again in line {line}: keep one of them"
+                lines[key.value] = line
+    return None
+
+
 def with_numbers(value: Any) -> Any:
     """A mapping or list of YAML with numbers like 1e-5, which PyYAML takes for text, as numbers."""
     if isinstance(value, dict):
@@ -124,7 +150,11 @@ class Structured(argparse.Action):
         values: Any,
         option_string: str | None = None,
     ) -> None:
-        """Replaces what a YAML file says."""
+        """Replaces what a YAML file says, and adds to what the command line gave so far."""
+        given = getattr(namespace, self.dest)
+        if self.nargs == "+":
+            before = [] if given is None or given is self.default else [given]
+            values = [item for part in (*before, *values) for item in (part if isinstance(part, list) else [part])]
         alone = isinstance(values, list) and len(values) == 1
         setattr(namespace, self.dest, values[0] if alone else values)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data import PromptEncoder, check_columns
 from ..hub.datasets import describe_dataset
+from ..partial_file import weights_hash
 from ..policy import base_model_of
 from ..rewards import AccuracyReward, Limits, accuracy_reward, think_answer_format_reward
 from ..rewards.accuracy import gold_answer
@@ -39,6 +39,7 @@ def evaluate_policy(
     chat_template_kwargs: dict[str, Any] | None = None,
     reward_limits: Limits | None = None,
     failures_file: str | Path | None = None,
+    partial: str | Path | None = None,
     name: str = "data",
     progress: bool = True,
     **settings: Any,
@@ -62,13 +63,15 @@ def evaluate_policy(
         chat_template_kwargs: For `apply_chat_template`.
         reward_limits: What a reward may take before it is stopped.
         failures_file: Where completions that a reward fails on are written; nowhere by default.
+        partial: File for completions as they are drawn, by default none. If it is there, an interrupted evaluation goes
+            on with it; remove it when the results are saved.
         name: What errors call the data.
         progress: Whether to show progress, on stderr.
         **settings: Fields of `Settings`: num_generations, k, temperature, max_new_tokens, seed, ...
 
     Raises:
         ValueError: an unknown or unfit setting, a row without a prompt that fits or, for the accuracy reward, without a
-            gold answer.
+            gold answer; `partial` is of another evaluation.
         RewardError: a reward failed on more than half of a batch.
     """
     unknown = sorted(set(settings) - set(Settings.__dataclass_fields__))
@@ -89,13 +92,19 @@ def evaluate_policy(
     origins = [f"{name}, row {number}: the prompt" for number in range(len(rows))]
     encoded = encode_prompts(rows["prompt"][:], encoder, base_model_of(policy.model), how.max_new_tokens, origins)
     judge = Judge(rows, encoder, encoded, how, reward, format_reward, reward_limits, failures_file)
-    started = time.perf_counter()
     try:
+        if partial is not None:
+            model_and_format = {
+                "model": policy.base,
+                "adapter": policy.adapter,
+                "weights_hash": weights_hash(policy.model),
+                "format_version": FORMAT_VERSION,
+            }
+            judge.go_on(Path(partial), model_and_format)
         sampler = group_sampler(policy.model, policy.tokenizer, how.sampling())
         found = {one: judge.sample(sampler, policy, one, progress) for one in _speakers(who)}
     finally:
         judge.close()
-    seconds = time.perf_counter() - started
     values = {one: per_prompt(groups, how.ks) for one, groups in found.items()}
     options: dict[str, Any] = {"level": how.confidence, "resamples": how.resamples, "seed": how.seed}
     columns = {column: rows[column][:] for column in breakdown if column in rows.column_names}
@@ -109,7 +118,7 @@ def evaluate_policy(
         "counts": {one: judge.counts(groups) for one, groups in found.items()},
         "results": summarise(values, **options),
         "by": break_down(values, columns, **options),
-        "seconds": round(seconds, 3),
+        "seconds": round(judge.seconds, 3),
     }
     return Evaluation(summary, judge.as_dataset(found))
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..data import EncodedPrompt, PromptEncoder
+from ..partial_file import PartialFile, rows_hash
 from ..rewards import AccuracyReward, Limits, RewardScorer
 from ..rewards.text import completion_text
 from ..rollout import GroupSampler
@@ -46,6 +49,8 @@ class Judge:
         self._same = RewardScorer(SameAnswer(exact.compare), limits=limits, max_failure_rate=1.0, failures_file=file)
         self._failed: dict[str, int] = {}
         self._undecided: dict[str, int] = {}
+        self._file: PartialFile | None = None
+        self.seconds = 0.0  # of sampling and judging, those of an interrupted evaluation too
         self.names = self._scorer.names
         self.format_name = None if format_reward is None else self.names[1]
 
@@ -53,31 +58,67 @@ class Judge:
         self._scorer.close()
         self._same.close()
 
+    def go_on(self, file: Path, model: dict[str, Any]) -> None:
+        """Keep what is done in a file, and begin with what it has of this evaluation already.
+
+        Raises:
+            ValueError: it is of another one.
+        """
+        drawn = ("num_generations", "max_new_tokens", "temperature", "top_p", "top_k", "seed")
+        what = {
+            **model,
+            **{name: getattr(self._how, name) for name in drawn},
+            "rows": len(self._rows),
+            "rows_hash": rows_hash(self._rows, self._encoded),
+            "rewards": list(self.names),
+            "votes": self._votes,
+        }
+        self._file = PartialFile(file, what, "an evaluation")
+
     def sample(self, sampler: GroupSampler, policy: LoadedPolicy, who: str, progress: bool) -> list[list[Judged]]:
         """P groups of G judged completions."""
-        groups: list[list[Judged]] = []
-        self._failed[who] = self._undecided[who] = 0
+        groups = self._done(who)
         with _progress_bar(progress) as bar:
-            task = bar.add_task(who, total=len(self._rows))
-            for first, batch in self._batches():
-                groups += self._judge(sampler, policy, who, first, batch)
-                bar.advance(task, len(batch))
+            task = bar.add_task(who, total=len(self._rows), completed=len(groups))
+            left = [number for number in range(len(self._rows)) if number not in groups]
+            size = max(1, self._how.batch_size // self._how.num_generations)
+            for start in range(0, len(left), size):
+                some = left[start : start + size]
+                started, failed, undecided = time.perf_counter(), self._failed[who], self._undecided[who]
+                judged = self._judge(sampler, policy, who, some)
+                seconds = time.perf_counter() - started
+                self.seconds += seconds
+                groups |= dict(zip(some, judged, strict=True))
+                if self._file is not None:
+                    counts = {"failed": self._failed[who] - failed, "undecided": self._undecided[who] - undecided}
+                    all_of_it = [[asdict(one) for one in group] for group in judged]
+                    self._file.add([{"groups": all_of_it, "seconds": seconds, **counts}])
+                bar.advance(task, len(some))
+        return [groups[number] for number in range(len(self._rows))]
+
+    def _done(self, who: str) -> dict[int, list[Judged]]:
+        """What an interrupted evaluation has of this policy, by row."""
+        self._failed[who] = self._undecided[who] = 0
+        groups: dict[int, list[Judged]] = {}
+        for batch in () if self._file is None else self._file.done:
+            judged = [[Judged(**one) for one in group] for group in batch["groups"]]
+            if judged[0][0].policy == who:
+                groups |= {group[0].prompt_index: group for group in judged}
+                self._failed[who] += batch["failed"]
+                self._undecided[who] += batch["undecided"]
+                self.seconds += batch["seconds"]
         return groups
 
-    def _batches(self) -> Iterator[tuple[int, list[dict[str, Any]]]]:
-        size = max(1, self._how.batch_size // self._how.num_generations)
-        for first in range(0, len(self._rows), size):
-            yield first, self._rows.select(range(first, min(first + size, len(self._rows)))).to_list()
+    @property
+    def _votes(self) -> bool:
+        """Whether answers are compared with each other: maj@1 needs none."""
+        return any(k > 1 for k in self._how.ks)
 
-    def _judge(
-        self, sampler: GroupSampler, policy: LoadedPolicy, who: str, first: int, rows: list[dict[str, Any]]
-    ) -> list[list[Judged]]:
+    def _judge(self, sampler: GroupSampler, policy: LoadedPolicy, who: str, some: Sequence[int]) -> list[list[Judged]]:
         many = self._how.num_generations
-        encoded = self._encoded[first : first + len(rows)]
+        rows, encoded = self._rows.select(some).to_list(), [self._encoded[number] for number in some]
         with speaking_as(who, policy.model):
-            drawn = sampler.generate(
-                [prompt.ids for prompt in encoded], many, seed=self._how.seed, first_prompt_index=first
-            )
+            drawn = sampler.generate([prompt.ids for prompt in encoded], many, seed=self._how.seed, prompt_indices=some)
         repeated = [row for row in rows for _ in range(many)]
         prompts = [row["prompt"] for row in repeated]
         prefills = [prompt.prefill for prompt in encoded for _ in range(many)]
@@ -97,7 +138,7 @@ class Judge:
         judged = [
             Judged(
                 policy=who,
-                prompt_index=first + number // many,
+                prompt_index=some[number // many],
                 completion_index=number % many,
                 completion=text,
                 tokens=drawn.lengths[number],
@@ -110,7 +151,7 @@ class Judge:
             for number, (text, answer) in enumerate(zip(texts, extract_answers(texts, self._extract_from), strict=True))
         ]
         groups = [judged[start : start + many] for start in range(0, len(judged), many)]
-        if any(k > 1 for k in self._how.ks):
+        if self._votes:
             self._vote(groups, who)
         return groups
 
