@@ -144,12 +144,12 @@ def worked_sum(numbers: Sequence[int], signs: Sequence[int]) -> str:
 
 
 def sums(seed: int, *, warm_up: int = 3000, train: int = 1500, validation: int = 200, test: int = 400) -> Task:
-    """Two to four numbers below 100, added and subtracted, never below zero on the way; no two are the same."""
+    """Two to four numbers up to 20, added and subtracted, never below zero on the way; no two are the same."""
     rng = random.Random(seed)
     rows: dict[str, Row] = {}
     while len(rows) < warm_up + train + validation + test:
         operations = rng.choice((1, 2, 2, 3))
-        numbers = [rng.randint(1, 99) for _ in range(operations + 1)]
+        numbers = [rng.randint(1, 20) for _ in range(operations + 1)]
         signs = [rng.choice((1, -1)) for _ in range(operations)]
         partial = list(accumulate([numbers[0], *(s * n for s, n in zip(signs, numbers[1:], strict=True))]))
         if min(partial) < 0:
