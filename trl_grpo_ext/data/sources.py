@@ -83,7 +83,7 @@ SOURCES: dict[str, Source] = {
     ),
     "mgsm": Source(
         "juletxara/mgsm",
-        "CC-BY-4.0",
+        "CC-BY-SA-4.0",
         (("question",),),
         (("answer_number", "number"), ("answer", "number")),
         "en",
