@@ -7,8 +7,10 @@ import pickle
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from accelerate.utils import ParallelismConfig
@@ -168,6 +170,9 @@ BAD_NUMBERS = [
     ("reward_workers", [-1, 1.5]),
     ("reward_concurrency", [0]),
     ("reward_max_failure_rate", [-0.1, 1.1]),
+    ("learning_rate", [-1e-6, float("nan"), float("inf")]),
+    ("weight_decay", [-0.1]),
+    ("seed", [-1, 2**32, 1.5, True]),
 ]
 GOOD_NUMBERS = {
     "num_generations": [2, 4],
@@ -197,6 +202,9 @@ GOOD_NUMBERS = {
     "reward_workers": [None, 0, 3],
     "reward_concurrency": [1],
     "reward_max_failure_rate": [0.0, 1],
+    "learning_rate": [0.0, 1e-4],
+    "weight_decay": [0.0, 0.1],
+    "seed": [0, 2**32 - 1, np.int64(7)],
 }
 
 
@@ -242,6 +250,33 @@ def test_unknown_choice_is_refused(make: Callable[..., GRPOConfig], field: str, 
 @pytest.mark.parametrize(("field", "choice"), [(field, choice) for field in CHOICES for choice in CHOICES[field]])
 def test_every_choice_is_taken(make: Callable[..., GRPOConfig], field: str, choice: str) -> None:
     assert getattr(make(**{field: choice}), field) == choice
+
+
+def test_trackers_are_there(make: Callable[..., GRPOConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+    (problem,) = problems_of(make, report_to="wandbb")
+    assert problem.startswith("report_to='wandbb' must be one of ") and problem.endswith("Did you mean 'wandb'?")
+    from transformers.integrations import integration_utils
+
+    for name, found in (("wandb", True), ("comet", False)):
+        monkeypatch.setattr(integration_utils, f"is_{name}_available", lambda found=found: found)
+    assert make(report_to=["wandb"]).report_to == ["wandb"]
+    (problem,) = problems_of(make, report_to=["wandb", "comet_ml"])
+    assert problem == (
+        "report_to='comet_ml' must be a tracker that is installed. Run `pip install comet-ml`, or set 'none'."
+    )
+    assert make(report_to="none").report_to == []
+
+
+def test_the_hub_takes_the_name(make: Callable[..., GRPOConfig], tmp_path: Path) -> None:
+    for given in ("me/model-1.5", "model_a"):
+        assert make(hub_model_id=given).hub_model_id == given
+    (problem,) = problems_of(make, hub_model_id="me/my/model")
+    assert problem.startswith("hub_model_id='me/my/model' must be a name that the Hub takes, NAME or OWNER/NAME: ")
+    GRPOConfig(output_dir=str(tmp_path / "my model"))  # which is not pushed
+    with pytest.raises(InvalidConfigError) as refused:
+        GRPOConfig(output_dir=str(tmp_path / "my model"), push_to_hub=True)
+    (problem,) = refused.value.problems
+    assert problem.startswith("hub_model_id='my model' (the name of output_dir) must be a name that the Hub takes")
 
 
 @pytest.mark.parametrize("weights", [[], [1.0, float("nan")], [float("inf")], ["1.0"], 2.0])

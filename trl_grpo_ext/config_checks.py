@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from .config_curriculum import curriculum_problems
 from .config_evaluation import evaluation_problems
+from .config_reporting import reporting_problems
 from .config_rules import CHOICES, DDP, GENERATION_KEYS, REFUSED, REFUSED_ENVIRONMENT, RULE_OF, RULES, integer, number
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def value_problems(config: GRPOConfig) -> list[str]:
 def settled_problems(config: GRPOConfig) -> list[str]:
     """Checks that need `TrainingArguments.__post_init__`: JSON strings are dicts, the processes are counted."""
     problems = [*_dicts(config), *_generation_kwargs(config), *_data_parallel(config), *_best_metric(config)]
+    problems += reporting_problems(config)
     for fields, check in _BATCH_CHECKS:
         # A batch of -1, or a group of 0, is reported by its own rule; here it would only add noise.
         if all(RULE_OF[field].problem(getattr(config, field)) is None for field in fields):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 
@@ -119,6 +120,15 @@ RULES: tuple[Rule, ...] = (
         number(lambda v: 0 <= v <= 1),
         "a number in [0, 1]",
         "0 stops at the first failure, 1 never; the default is 0.5",
+    ),
+    # transformers', which torch and numpy refuse only when the weights are loaded
+    Rule("learning_rate", number(lambda v: v >= 0), "a number of at least 0", "The default is 1e-6"),
+    Rule("weight_decay", number(lambda v: v >= 0), "a number of at least 0", "Set 0.0 for none"),
+    Rule(
+        "seed",
+        lambda value: isinstance(value, Integral) and value is not True and 0 <= int(value) < 2**32,
+        "an integer from 0 to 4294967295",
+        "The default is 42",
     ),
 )
 RULE_OF = {rule.field: rule for rule in RULES}

@@ -22,6 +22,7 @@ from .data import PromptEncoder, check_columns, check_prompts
 from .policy import (
     CompletionScorer,
     adapter_base,
+    adapter_config,
     add_adapter,
     base_model_of,
     check_adapter_source,
@@ -85,6 +86,8 @@ def load_policy(
     if model is None:
         model, revision = adapter_base(cast(str, adapter), args.adapter_revision, token)
         init_kwargs.setdefault("revision", revision)
+    elif adapter is not None:
+        adapter_config(adapter, args.adapter_revision, token)  # before the base is loaded for nothing
     if isinstance(model, str):
         init_kwargs.setdefault("trust_remote_code", args.trust_remote_code)
         if args.distributed_state.distributed_type in (DistributedType.MULTI_GPU, DistributedType.DEEPSPEED):

@@ -323,7 +323,9 @@ def test_weights_are_given_once() -> None:
         ("lora_alhpa: 4", "unknown option 'lora_alhpa': did you mean lora_alpha?"),
         ("max_steps: many", "argument --max_steps/--max-steps: invalid int value: 'many'"),
         ("columns: question", "columns: 'question' must be a mapping"),
-        ("few_shot: 3\nlora: [4]", "lora: [4] must be a mapping, not a list"),
+        ("few_shot: 3", "few_shot: 3 must be text or a list of mappings, not a value (int)"),
+        ("lora: [4]", "lora: [4] must be a mapping, not a list"),
+        ("report_to: tensorbord", "Did you mean 'tensorboard'?"),
         ("temperature: -1", "temperature=-1.0 must be a number above 0"),
     ],
 )
@@ -350,6 +352,16 @@ def test_yaml_is_refused_by_file_and_key(
         (["--pass-rate", "0.5"], "pass_rate=[0.5] must be two numbers"),
         (["--eval-dataset", '{"take": 3}'], "eval_dataset is a mapping without source"),
         (["--eval-dataset", '{"sourc": "x"}'], "did you mean 'source'?"),
+        (["--eval-dataset", '{"source": 4}'], "eval_dataset: source=4 must be a name"),
+        (["--dataset-streaming", "--max-steps", "-1"], "dataset_streaming is set, and max_steps=-1"),
+        (
+            ["--eval-strategy", "epoch", "--per-device-eval-batch-size", "3"],
+            "there are no prompts for them: set eval_dataset",
+        ),
+        (["--eval-on-start"], "eval_on_start=True asks for evaluations"),
+        (["--resume-from-checkpoint", "true"], "has no checkpoint: leave it out to begin a run there"),
+        (["--lora-r", "0"], "`r` should be a positive integer value"),
+        (["--lora", '{"bias": "some"}'], "Requested bias: some, is not implemented"),
         (["--resume-from-checkpoint", "nowhere"], "resume_from_checkpoint='nowhere' is no folder"),
         (["--revision", "a", "--model-init-kwargs", '{"revision": "b"}'], "keep one of them"),
         (["--model", "no/such/folder"], "cannot be found"),
@@ -363,6 +375,33 @@ def test_options_are_refused(
         given = [*given, "--gradient-accumulation-steps", "2"]
         message = "train_dataset has 21 rows, and one generation takes 40 prompts"
     assert message in errors_of(capsys, *small, *given, "--dry-run")
+
+
+def test_where_it_is_written_is_checked_first(
+    small: list[str], rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = errors_of(capsys, *small, "--output-dir", str(rows), "--model", "no/such/folder")
+    assert "rows.jsonl' is a file, and a folder is to be written" in error
+    error = errors_of(capsys, *small, "--output-dir", str(rows / "run"))
+    assert "rows.jsonl is not a folder" in error
+    name = "an id!"
+    error = errors_of(capsys, *small, "--push-to-hub", "true", "--output-dir", str(tmp_path / name))
+    assert "hub_model_id='an id!' (the name of output_dir) must be a name that the Hub takes" in error
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("with_model", [True, False])
+def test_an_adapter_that_is_not_there(
+    small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], with_model: bool
+) -> None:
+    without = [("--lora-r", "4"), *([] if with_model else [("--model", small[1])])]
+    given = small.copy()
+    for name, value in without:
+        place = given.index(name)
+        assert given[place + 1] == value
+        del given[place : place + 2]
+    error = errors_of(capsys, *given, "--adapter-name-or-path", str(tmp_path))
+    assert f"adapter_name_or_path={str(tmp_path)!r} has no adapter that can be read" in error
 
 
 @pytest.mark.parametrize("missing", ["--model", "--dataset", "--rewards"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import pytest
 
@@ -21,6 +21,7 @@ class Nested:
     rewards: list[dict[str, Any] | str] | None = field(default=None, metadata={"help": "mappings or names"})
     report_to: str | list[str] | None = field(default=None, metadata={"help": "one or more"})
     rate: float = field(default=0.5, metadata={"help": "a number"})
+    keep: Literal["all", "off"] = field(default="all", metadata={"help": "a word that YAML 1.1 reads as false"})
 
 
 def read(*argv: str) -> Nested:
@@ -37,10 +38,11 @@ def from_yaml(tmp_path: Path, text: str, *argv: str) -> Nested:
     ("annotation", "shape"),
     [
         (int, Shape(none=False, single=True, mapping=False, list=False, list_of_mappings=False)),
-        (dict[str, Any] | str | None, Shape(True, True, True, False, False)),
+        (dict[str, Any] | str | None, Shape(True, True, True, False, False, text=True)),
         (list[float] | None, Shape(True, False, False, True, False)),
-        (list[dict[str, Any] | str], Shape(False, False, False, True, True)),
-        (None | str | list[str], Shape(True, True, False, True, False)),
+        (list[dict[str, Any] | str], Shape(False, False, False, True, True, text=True)),
+        (dict[str, float] | list[int] | None, Shape(True, False, True, True, False)),
+        (None | str | list[str], Shape(True, True, False, True, False, text=True)),
     ],
 )
 def test_shape_of(annotation: Any, shape: Shape) -> None:
@@ -53,7 +55,8 @@ def test_misfit_says_what_there_is_and_what_there_must_be() -> None:
     assert misfit(None, mapping) is None
     assert misfit([1], mapping) == "[1] must be a mapping, not a list"
     assert misfit(3, shape_of(list[str] | dict[str, float])) == "3 must be a list or a mapping, not a value (int)"
-    assert misfit(["a", {"b": 1}], shape_of(list[str])) == "item 1 of the list, {'b': 1}, must be one value"
+    wrong = "item 1 of the list, {'b': 1}, must be one value, not a mapping"
+    assert misfit(["a", {"b": 1}], shape_of(list[str])) == wrong
 
 
 def test_yaml_holds_them_as_they_are(tmp_path: Path) -> None:
@@ -70,6 +73,7 @@ report_to: [wandb, tensorboard]
     assert nested.source == {"gsm8k": 0.7, "math": 0.3}  # YAML 1.1 takes 7e-1 for text
     assert nested.rewards == ["accuracy", {"name": "length", "weight": 0.1, "max_chars": 4000}]
     assert nested.report_to == ["wandb", "tensorboard"]
+    assert from_yaml(tmp_path, "keep: off").keep == "off"
 
 
 def test_the_command_line_holds_them_as_json(tmp_path: Path) -> None:
@@ -99,6 +103,11 @@ def test_the_command_line_holds_them_as_json(tmp_path: Path) -> None:
         ("rate: [1, 2]", "options.yaml: rate: [1, 2] must be one value, not a list"),
         ("rate: {a: 1}", "options.yaml: rate: {'a': 1} must be one value, not a mapping"),
         ("rate:", "options.yaml: rate: None must be one value, not nothing"),
+        ("rewards: 3", "options.yaml: rewards: 3 must be text or a list of mappings, not a value (int)"),
+        ("rewards: [accuracy, 3]", "rewards: item 1 of the list, 3, must be text or a mapping, not a value (int)"),
+        ("rewards: [null]", "rewards: item 0 of the list, None, must be text or a mapping, not nothing"),
+        ("source: 2026-01-01", "must be text, a list or a mapping, not a value (date)"),
+        ("report_to: no", "options.yaml: report_to: False must be text or a list, not a value (bool)"),
         ("rate: fast", "options.yaml: argument --rate: invalid float value: 'fast'"),
         ("rate: true", "options.yaml: argument --rate: invalid float value: 'True'"),
         ("report_to: [{a: 1}]", "options.yaml: report_to: item 0 of the list"),
@@ -127,7 +136,7 @@ def test_yaml_of_a_wrong_type_is_refused_by_file_key_and_value(
         (["--columns", "question"], "argument --columns: 'question' must be a mapping, in JSON"),
         (["--columns", "{problem: question}"], "begins like JSON and is none"),
         (["--columns", "[1]"], "[1] must be a mapping, not a list"),
-        (["--rewards", "[[1]]"], "item 0 of the list, [1], must be one value"),
+        (["--rewards", "[[1]]"], "item 0 of the list, [1], must be text or a mapping, not a list"),
     ],
 )
 def test_json_of_a_wrong_type_is_refused(capsys: pytest.CaptureFixture[str], argv: list[str], message: str) -> None:

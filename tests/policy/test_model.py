@@ -53,7 +53,28 @@ def test_quantization_twice_is_refused(tmp_path):
         load_model(str(tmp_path), {"quantization_config": BitsAndBytesConfig()}, BitsAndBytesConfig())
 
 
+def test_settings_that_the_model_does_not_take_are_named(base, tmp_path):
+    base.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"model_init_kwargs=\{'attn': 3\} do not fit .* unexpected keyword .*'attn'"):
+        load_model(str(tmp_path), {"attn": 3}, None)
+
+
 # --- add_adapter ---
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("r", 0, "`r` should be a positive integer"),
+        ("lora_dropout", 2.0, "between 0 and 1"),
+        ("bias", "some", "Requested bias: some, is not implemented"),
+        ("target_modules", ["no_proj"], "no_proj"),
+    ],
+)
+def test_what_peft_refuses_is_said_of_the_config(base, field, value, words):
+    config = LoraConfig(**{"target_modules": "all-linear", field: value})
+    with pytest.raises(ValueError, match=rf"peft_config cannot be put on Qwen2ForCausalLM .*LoraConfig.*{words}"):
+        add_adapter(base, config)
 
 
 def test_no_adapter_asked_for(base):

@@ -387,6 +387,18 @@ def test_training_starts_from_an_adapter_on_disk(
         assert torch.equal(second.model.state_dict()[name], value), name
 
 
+def test_an_adapter_of_another_model_is_refused(
+    tmp_path: Path, make_trainer: Callable[..., GRPOTrainer], make_model: Callable[..., PreTrainedModel]
+) -> None:
+    make_trainer(max_steps=1).save_model(str(tmp_path / "adapter"))
+    other = make_model(hidden_size=48)
+    name = str(tmp_path / "adapter")
+    with pytest.raises(ValueError, match=f"adapter_name_or_path='{name}' does not fit .*ForCausalLM: .*size mismatch"):
+        make_trainer(model=other, adapter_name_or_path=name)
+    with pytest.raises(ValueError, match=f"adapter_name_or_path='{tmp_path}' has no adapter that can be read"):
+        make_trainer(model="no/model", adapter_name_or_path=str(tmp_path))  # before the base is looked for
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

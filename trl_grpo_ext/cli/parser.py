@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, Field, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
 
@@ -133,8 +133,8 @@ class CommandParser(TrlParser):
 
     def _checked(self, action: argparse.Action, value: Any) -> Any:
         shape = self._shapes[action.dest]
-        if value is False and not shape.structured and "no" in (action.choices or ()):
-            value = "no"  # which YAML 1.1 reads as false
+        if value is False and not shape.structured:  # what YAML 1.1 makes of no and off
+            value = next((word for word in ("no", "off") if word in (action.choices or ())), value)
         if problem := misfit(value, shape if action.nargs != "+" else _one_or_more(shape)):
             self.error(f"{self._file}: {action.dest}: {problem}")
         if value is None:
@@ -175,7 +175,7 @@ def _metavar(shape: Shape) -> str:
 
 def _one_or_more(shape: Shape) -> Shape:
     """A list of one may be written without brackets."""
-    return Shape(shape.none, True, shape.mapping, shape.list, shape.list_of_mappings)
+    return replace(shape, single=True)
 
 
 class Gather(argparse.Action):

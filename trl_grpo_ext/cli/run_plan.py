@@ -204,15 +204,16 @@ def _measure(train: Any, encoder: Any, shown: int) -> tuple[list[int], list[Show
 def _memory(args: GRPOConfig, meta: Any, peft_config: Any, quantization: Any, longest: int) -> tuple[Any, str]:
     """The estimate, and what the adapter is."""
     import torch
-    from peft import PeftConfig, PeftModel, get_peft_model
+    from peft import PeftModel, get_peft_model
 
     from ..memory_estimate import Load, estimate_memory
+    from ..policy import adapter_config
     from ..startup import make_trainable
 
     name = "none: every weight is trained"
     own_dtype = meta.dtype
     if args.adapter_name_or_path is not None:
-        peft_config = PeftConfig.from_pretrained(args.adapter_name_or_path, revision=args.adapter_revision)
+        peft_config = adapter_config(args.adapter_name_or_path, args.adapter_revision)
         peft_config.inference_mode = False
         name = f"{args.adapter_name_or_path} ({peft_config.peft_type.value}), trained on"
         with torch.device("meta"):

@@ -6,13 +6,13 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .main import FAILED, OK, CheckFailed
 from .parser import CommandParser
 from .prompt_options import TrainPrompts
 from .recorded_run import options_of_record, recipe_of
+from .run_checks import check_run
 from .train_inputs import (
     eval_prompt_arguments,
     merged_weights,
@@ -143,10 +143,10 @@ def _resolve(groups: Sequence[Any], args: GRPOConfig) -> _Inputs:
     specs = reward_specs(rewards)
     functions, own_weights = load_rewards(specs)
     args.reward_weights = merged_weights(own_weights, specs, args.reward_weights)
-    _check_resume(args)
     model, revision = _base(who, args)
     if args.output_dir == "trainer_output":  # transformers', where none is given; TRL names it after the model
         args.output_dir = f"{model.rstrip('/').split('/')[-1]}-GRPO"
+    check_run(args, prompts.dataset_streaming, bool(eval_arguments))
     config = read_base_config(model, revision, args.trust_remote_code)
     tokenizer = _tokenizer(model, revision, args)
     reading = {"tokenizer": tokenizer, "chat_template_kwargs": args.chat_template_kwargs}
@@ -167,6 +167,10 @@ def _resolve(groups: Sequence[Any], args: GRPOConfig) -> _Inputs:
 
 def _base(who: TrainModel, args: GRPOConfig) -> tuple[str, str | None]:
     """The base and its revision: as given, or the adapter's."""
+    from ..policy import adapter_base, adapter_config
+
+    if who.model is not None and args.adapter_name_or_path is not None:
+        adapter_config(args.adapter_name_or_path, args.adapter_revision)
     if who.model is not None:
         init_kwargs = args.model_init_kwargs if isinstance(args.model_init_kwargs, dict) else {}
         return who.model, init_kwargs.get("revision")
@@ -174,8 +178,6 @@ def _base(who: TrainModel, args: GRPOConfig) -> tuple[str, str | None]:
         raise ValueError(
             "model is missing: say what is trained, --model FOLDER or a Hub id, or model: in the YAML file"
         )
-    from ..policy import adapter_base
-
     return adapter_base(args.adapter_name_or_path, args.adapter_revision)
 
 
@@ -205,14 +207,6 @@ def _load(name: str, arguments: Mapping[str, Any], args: GRPOConfig) -> Any:
     if args.process_index == 0:
         print(f"Prompts for {name}:", str(report) or "read as they are needed", sep="\n")
     return data
-
-
-def _check_resume(args: GRPOConfig) -> None:
-    given = args.resume_from_checkpoint
-    if given and str(given).lower() not in ("true", "false") and not Path(given).is_dir():
-        raise ValueError(
-            f"resume_from_checkpoint={given!r} is no folder: give a checkpoint, or true for the last one in output_dir"
-        )
 
 
 def _show(inputs: _Inputs, shown: int) -> None:

@@ -69,6 +69,8 @@ def eval_prompt_arguments(options: TrainPrompts) -> dict[str, dict[str, Any]]:
     if "source" not in given:
         raise ValueError("eval_dataset is a mapping without source: say where the held-out prompts come from")
     source = given["source"]
+    if not isinstance(source, str | list | Mapping) or not source:
+        raise ValueError(f"eval_dataset: source={source!r} must be a name, a list of names, or a mapping to weights")
     own = _of_source(source, options) if isinstance(source, str) else {"overrides": _said_of(_names(source), options)}
     return {source if isinstance(source, str) else "eval": shared | own | given}
 

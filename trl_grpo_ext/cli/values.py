@@ -10,7 +10,7 @@ import json
 import re
 import types
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Union, get_args, get_origin
 
 import yaml
@@ -28,6 +28,7 @@ class Shape:
     mapping: bool
     list: bool
     list_of_mappings: bool  # the items of a list may be mappings
+    text: bool = False  # what is single, alone or in the list, is text only
 
     @property
     def structured(self) -> bool:
@@ -35,10 +36,15 @@ class Shape:
         return self.mapping or self.list_of_mappings or (self.list and self.single)
 
     @property
+    def item(self) -> str:
+        """What a single value is called."""
+        return "text" if self.text else "one value"
+
+    @property
     def words(self) -> str:
-        """ "one value, a list or a mapping"."""
+        """ "text, a list or a mapping"."""
         forms = [
-            *(["one value"] if self.single else []),
+            *([self.item] if self.single else []),
             *(["a list of mappings" if self.list_of_mappings else "a list"] if self.list else []),
             *(["a mapping"] if self.mapping else []),
         ]
@@ -55,13 +61,27 @@ def shape_of(annotation: Any) -> Shape:
         if origin is list
         for argument in get_args(part)
     ]
-    return Shape(
+    shape = Shape(
         none=type(None) in origins,
         single=any(origin not in (dict, list, type(None)) for origin in origins),
         mapping=dict in origins,
         list=list in origins,
         list_of_mappings=any(item.mapping for item in items),
     )
+    # Other options read the text of whatever is given, these take it as it is
+    return replace(shape, text=shape.structured and _singles(annotation) <= {str})
+
+
+def _singles(annotation: Any) -> set[Any]:
+    """The types of single values, alone or in a list."""
+    found: set[Any] = set()
+    for part in _alternatives(annotation):
+        origin = get_origin(part) or part
+        if origin is list:
+            found |= {single for argument in get_args(part) for single in _singles(argument)}
+        elif origin not in (dict, type(None)):
+            found.add(origin)
+    return found
 
 
 def _alternatives(annotation: Any) -> list[Any]:
@@ -77,10 +97,14 @@ def misfit(value: Any, shape: Shape) -> str | None:
     elif isinstance(value, list):
         fits = shape.list
         for index, item in enumerate(value):
-            if isinstance(item, list) or (isinstance(item, dict) and not shape.list_of_mappings):
-                return f"item {index} of the list, {_short(item)}, must be one value"
+            one = not isinstance(item, dict | list) and (isinstance(item, str) or not shape.text)
+            if fits and not one and not (isinstance(item, dict) and shape.list_of_mappings):
+                kinds = [shape.item] + ["a mapping"] * shape.list_of_mappings
+                return f"item {index} of the list, {_short(item)}, must be {' or '.join(kinds)}, not {_kind(item)}"
+    elif value is None:
+        fits = shape.none
     else:
-        fits = shape.none if value is None else shape.single
+        fits = shape.single and (isinstance(value, str) or not shape.text)
     return None if fits else f"{_short(value)} must be {shape.words}, not {_kind(value)}"
 
 
@@ -121,7 +145,7 @@ def reader(shape: Shape) -> Callable[[str], Any]:
     """`type=` of an option with such a shape: JSON where the text begins like it, else the text itself."""
     # A list is read item by item, where each word is one; or as JSON, whole
     mapping, single = shape.mapping or shape.list_of_mappings, shape.single or shape.list
-    whole = Shape(shape.none, single, mapping, shape.list, shape.list_of_mappings)
+    whole = replace(shape, single=single, mapping=mapping)
 
     def read(text: str) -> Any:
         # Jinja begins with a brace too, and with another one

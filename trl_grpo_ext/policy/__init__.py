@@ -2,7 +2,7 @@
 
 from .adapter_dtype import keep_adapter_in_float32, trains_base
 from .fingerprint import base_fingerprint
-from .given_adapter import adapter_base, check_adapter_source, load_adapter, tokenizer_source
+from .given_adapter import adapter_base, adapter_config, check_adapter_source, load_adapter, tokenizer_source
 from .logps import CompletionScorer, TokenScores, exact_kl, head_spec
 from .model import (
     add_adapter,
@@ -31,6 +31,7 @@ __all__ = [
     "UpdateWatch",
     "active_adapter_only",
     "adapter_base",
+    "adapter_config",
     "add_adapter",
     "base_fingerprint",
     "base_model_of",

@@ -25,8 +25,9 @@ def load_model(
     Its quantized layers, if it has any, are kept as they are from here on, see `keep_quantized`.
 
     Raises:
-        ValueError: if `quantization_config` is given twice, or given for a model that is already loaded; for weights
-            that bitsandbytes has repacked, or does not keep in 8 bits.
+        ValueError: if `quantization_config` is given twice, or given for a model that is already loaded; for
+            `model_init_kwargs` that the model does not take; for weights that bitsandbytes has repacked, or does not
+            keep in 8 bits.
     """
     if not isinstance(model, str):
         for name, value in (("quantization_config", quantization_config), ("model_init_kwargs", model_init_kwargs)):
@@ -45,7 +46,13 @@ def load_model(
                 "argument"
             )
         kwargs["quantization_config"] = quantization_config
-    loaded = create_model_from_path(model, **kwargs)
+    try:
+        loaded = create_model_from_path(model, **kwargs)
+    except TypeError as error:
+        raise ValueError(
+            f"model_init_kwargs={model_init_kwargs!r} do not fit the model {model!r}: {error}. Pass what "
+            "AutoModelForCausalLM.from_pretrained takes."
+        ) from error
     keep_quantized(loaded)
     return loaded
 
@@ -55,8 +62,8 @@ def add_adapter(model: PreTrainedModel | PeftModel, peft_config: PeftConfig | No
 
     Raises:
         TypeError: if `peft_config` is not a PEFT config.
-        ValueError: for a model that has an adapter already, for prompt learning, for adapters on the LM head other than
-            LoRA, and for biases of a 16-bit base that train.
+        ValueError: for a config that PEFT refuses, for a model that has an adapter already, for prompt learning, for
+            adapters on the LM head other than LoRA, and for biases of a 16-bit base that train.
     """
     if peft_config is not None:
         if not isinstance(peft_config, PeftConfig):
@@ -68,7 +75,12 @@ def add_adapter(model: PreTrainedModel | PeftModel, peft_config: PeftConfig | No
                 "peft_config is set, but the model is a PeftModel already. Pass the PeftModel alone to go on training "
                 "its adapter, or merge it (merge_and_unload) and pass the result with the new peft_config."
             )
-        model = cast(PeftModel, get_peft_model(model, peft_config))
+        try:
+            model = cast(PeftModel, get_peft_model(model, peft_config))
+        except (ValueError, NotImplementedError) as error:  # PEFT's words name the field, not where it comes from
+            raise ValueError(
+                f"peft_config cannot be put on {type(model).__name__} as given ({type(peft_config).__name__}): {error}"
+            ) from error
     if isinstance(model, PeftModel):
         if isinstance(model.active_peft_config, PromptLearningConfig):
             raise ValueError(
