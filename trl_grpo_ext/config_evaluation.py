@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,3 +56,31 @@ def evaluation_problems(config: Any) -> Iterator[str]:
             f"metric_for_best_model={config.metric_for_best_model!r} must be a metric of an evaluation, and "
             f"eval_pass_at_k={ks!r} does not ask for it. Add {wish[1]} to eval_pass_at_k."
         )
+
+
+def best_metric_problem(metric: str | None, sets: Sequence[str], rewards: Sequence[str]) -> str | None:
+    """Why `metric_for_best_model` cannot be a metric of these evaluations; None if it may be.
+
+    What rewards log of their own is not known before they are called, so that only its beginning can be wrong.
+
+    Args:
+        metric: As given, with or without `eval_`.
+        sets: Names of the held-out sets where there are several.
+        rewards: Names of the reward functions.
+    """
+    if metric is None:
+        return None
+    said = f"metric_for_best_model={metric!r} must be a metric of an evaluation"
+    own = metric.removeprefix("eval_")
+    if sets:
+        parts = [own.removeprefix(f"{name}_") for name in sets if own.startswith(f"{name}_")]
+        if not parts:
+            wanted = ", ".join(f"eval_{name}_{own}" for name in sets)
+            return f"{said}, and with several held-out sets each has the name of its set. Set one of {wanted}."
+        own = min(parts, key=len)
+    root, _, rest = own.partition("/")
+    if root == "rewards" and rest.rpartition("/")[0] not in rewards:
+        near = difflib.get_close_matches(rest.rpartition("/")[0], rewards, n=1) or rewards[:1]
+        metrics = f"{metric.removesuffix(own)}rewards/{near[0]}/mean"
+        return f"{said}, and the reward functions are {', '.join(rewards)}. Set {metrics!r}, for example."
+    return None

@@ -17,6 +17,7 @@ from trl.trainer.utils import get_config_model_id
 
 from .attention import use_group_attention
 from .config import GRPOConfig
+from .config_evaluation import best_metric_problem
 from .curriculum import pass_reward
 from .data import PromptEncoder, check_columns, check_prompts
 from .policy import (
@@ -274,11 +275,13 @@ def make_rewards(
     reward_funcs: Any,
     processing_classes: PreTrainedTokenizerBase | list[PreTrainedTokenizerBase] | None,
     args: GRPOConfig,
+    eval_dataset: EvalDataset | None = None,
 ) -> tuple[RewardScorer, torch.Tensor]:
     """The scorer of all rewards, and their weights, `(K,)`.
 
     Raises:
-        ValueError: if groups are to be drawn on and no reward judges whole completions; see also `pass_reward`.
+        ValueError: if `metric_for_best_model` cannot be a metric of an evaluation by these rewards; if groups are to be
+            drawn on and no reward judges whole completions; see also `pass_reward`.
     """
     scorer = RewardScorer(
         reward_funcs,
@@ -290,6 +293,9 @@ def make_rewards(
         max_failure_rate=args.reward_max_failure_rate,
         failures_file=Path(str(args.output_dir)) / "reward_failures.jsonl",
     )
+    sets = list(eval_dataset) if isinstance(eval_dataset, dict) else []
+    if eval_dataset is not None and (problem := best_metric_problem(args.metric_for_best_model, sets, scorer.names)):
+        raise ValueError(problem)
     if args.curriculum is not None:
         pass_reward(args.curriculum_reward, scorer.names)
     asked = [f"num_generations_max={args.num_generations_max}"] * (args.num_generations_max is not None)

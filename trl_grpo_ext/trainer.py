@@ -125,7 +125,7 @@ class GRPOTrainer(HubPublishing):
         args = resolve_config(args, model, peft_config)
         datasets = named_datasets(train_dataset, eval_dataset)
         check_train_dataset(datasets["train_dataset"], args)
-        rewards, weights = make_rewards(reward_funcs, reward_processing_classes, args)
+        rewards, weights = make_rewards(reward_funcs, reward_processing_classes, args, eval_dataset)
         set_seed(args.seed)  # a fresh adapter is drawn at random
         model = load_policy(model, args, quantization_config)
         base = base_model_of(model)

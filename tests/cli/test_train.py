@@ -283,6 +283,15 @@ def test_arguments_of_load_prompts() -> None:
     assert train_inputs.prompt_arguments(replace(options, eval_dataset="x"))["overrides"] == {"a": {"take": 1}}
     both = replace(options, eval_dataset="x", decontaminate=["x"])
     assert list(train_inputs.prompt_arguments(both)["overrides"]) == ["a", "x"]
+    # Metrics call them by a short name, where that is one
+    files = ["data/hard.v2.jsonl.gz", "openai/gsm8k", "math:data/m.jsonl", "procedural:countdown"]
+    named = train_inputs.eval_prompt_arguments(replace(options, eval_dataset=files))
+    assert list(named) == ["hard.v2", "gsm8k", "math", "procedural:countdown"]
+    assert [arguments["source"] for arguments in named.values()] == files
+    same = ["a/test.jsonl", "b/test.jsonl"]
+    assert list(train_inputs.eval_prompt_arguments(replace(options, eval_dataset=same))) == same
+    with pytest.raises(ValueError, match="eval_dataset names 'x' twice"):
+        train_inputs.eval_prompt_arguments(replace(options, eval_dataset=["x", "y", "x"]))
     options = replace(options, eval_dataset={"source": "x", "template": "r1"})
     assert train_inputs.eval_prompt_arguments(options)["x"]["template"] == "r1"
     mixture = replace(options, eval_dataset={"source": {"x": 1.0, "z": 2.0}, "deduplicate": "exact"})
@@ -375,6 +384,24 @@ def test_options_are_refused(
         given = [*given, "--gradient-accumulation-steps", "2"]
         message = "train_dataset has 21 rows, and one generation takes 40 prompts"
     assert message in errors_of(capsys, *small, *given, "--dry-run")
+
+
+def test_a_best_model_is_chosen_by_a_metric_that_there_is(
+    small: list[str], rows: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = str(rows.with_name("other.jsonl"))
+    given = [*small, "--eval-split", "train", "--num-generations-eval", "2", "--eval-strategy", "steps"]
+    given += ["--eval-steps", "1", "--per-device-eval-batch-size", "2", "--load-best-model-at-end", "true"]
+    given += ["--save-steps", "1", "--eval-dataset", str(rows), other, "--metric-for-best-model"]
+    error = errors_of(capsys, *given, "reward", "--dry-run")
+    assert "metric_for_best_model='reward' must be a metric of an evaluation, and with several held-out sets" in error
+    assert error.endswith("Set one of eval_rows_reward, eval_other_reward.")
+    assert main(["train", *given, "eval_other_reward", "--dry-run"]) == 0
+    error = errors_of(capsys, *given, "rows_rewards/accuracy/mean")
+    assert error.endswith("Set 'rows_rewards/accuracy_reward/mean', for example.")
+    # which nobody can know: a reward may log what it likes
+    error = errors_of(capsys, *given, "rows_rewarded")
+    assert "set to 'eval_rows_rewarded', which is not found in the evaluation metrics" in error
 
 
 def test_where_it_is_written_is_checked_first(
@@ -502,6 +529,27 @@ def test_its_record_makes_the_run_again(
     first, second = ((folder / "adapter_model.safetensors").read_bytes() for folder in (trained, tmp_path / "again"))
     assert first == second
     capsys.readouterr()
+
+
+def test_results_of_several_sets_by_the_best_weights(
+    small: list[str], rows: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [*small, "--eval-split", "train", "--num-generations-eval", "2", "--eval-strategy", "steps"]
+    given += ["--eval-steps", "1", "--per-device-eval-batch-size", "2", "--load-best-model-at-end", "true"]
+    given += ["--save-steps", "1", "--eval-dataset", str(rows), str(rows.with_name("other.jsonl")), "--eval-take", "3"]
+    given += ["--metric-for-best-model", "rows_completions/mean_length", "--greater-is-better", "true"]
+    given += ["--learning-rate", "0", "--eval-on-start"]  # so that no step is better than the first
+    assert main(["train", *given]) == 0
+    out = capsys.readouterr().out
+    table = out[out.index("Held out") : out.index("Written to")]
+    assert "step 0" in table and "the best, of step 1" in table
+    for name in ("rows_reward", "other_reward", "other_rewards/accuracy_reward/mean"):
+        (line,) = [line for line in table.splitlines() if f" {name} " in line]
+        first, last = line.split("│")[2:4]
+        assert float(first) == float(last)
+    assert "failed" not in table  # none has
+    card = (Path(small[small.index("--output-dir") + 1]) / "README.md").read_text()
+    assert "The weights are those of step 1, the best of the run." in card
 
 
 def test_a_run_goes_on_from_its_last_checkpoint(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:

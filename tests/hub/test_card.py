@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 
 from trl_grpo_ext.hub.card import model_card
 from trl_grpo_ext.hub.curves import draw, reward_curves, thinned, ticks
-from trl_grpo_ext.hub.evaluation import HeldOut, confidence_interval, latest_results, wilson_interval
+from trl_grpo_ext.hub.evaluation import BestLoaded, HeldOut, confidence_interval, latest_results, wilson_interval
 
 RECORD: dict[str, Any] = {
     "model": {"id": "ada/base", "revision": "v2", "architecture": "Qwen2ForCausalLM", "fingerprint": "sha256:12ab"},
@@ -62,6 +62,18 @@ def test_latest_results() -> None:
     unsized = HeldOut("eval", "stream", None, None, None, prompts=None, completions_per_prompt=1)
     assert [result.interval for result in latest_results(LOG, [unsized])] == [None, None]
     assert latest_results(LOG[:1], [GSM8K]) == []
+
+
+def test_results_are_of_the_weights_that_there_are() -> None:
+    # Step 2 was the best, and its weights are loaded: what step 4 had is not theirs
+    (total, _) = latest_results(LOG, [GSM8K], BestLoaded(step=2, logged=len(LOG)))
+    assert (total.mean, total.step) == (0.1, 2)
+    after = [*LOG, {"step": 4, "eval_reward": 0.2, "eval_reward_std": 0.3}]  # evaluated when they were loaded
+    (total,) = latest_results(after, [GSM8K], BestLoaded(step=2, logged=len(LOG)))
+    assert (total.mean, total.step) == (0.2, 2)
+    assert latest_results(LOG, [GSM8K], BestLoaded(step=1, logged=len(LOG))) == []
+    card = model_card(RECORD, repo_id="ada/run", results=[total], has_curves=True)
+    assert "The weights are those of step 2, the best of the run. On held-out prompts:" in card.text
 
 
 def test_card_is_valid_and_complete(hub: HubServer) -> None:

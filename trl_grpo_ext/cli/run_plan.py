@@ -105,7 +105,8 @@ def make_plan(
     check_train_dataset(train, args)
     no_workers = copy(args)
     no_workers.reward_workers = 0  # nothing is judged here
-    scorer, weights = make_rewards(list(rewards), None, no_workers)
+    held_out = evaluation if len(evaluation) > 1 else next(iter(evaluation.values()), None)
+    scorer, weights = make_rewards(list(rewards), None, no_workers, held_out)
     scorer.close()
     dtype = _dtype(args, config)
     meta = meta_model(config, dtype, args.trust_remote_code)

@@ -271,6 +271,10 @@ def _train(trainer: GRPOTrainer, has_evaluation: bool) -> int:
             _print_results(trainer)
         if args.push_to_hub:
             trainer.push_to_hub()
+    except KeyError as error:
+        if "metric_for_best_model" not in str(error):
+            raise
+        raise ValueError(error.args[0]) from error  # no such metric: rewards log what they like
     except (RewardError, UploadError) as error:
         raise CheckFailed(str(error)) from error
     except KeyboardInterrupt:
@@ -280,20 +284,27 @@ def _train(trainer: GRPOTrainer, has_evaluation: bool) -> int:
 
 
 def _print_results(trainer: GRPOTrainer) -> None:
-    """The first and the last evaluation, and where everything is."""
+    """The first and the last evaluation of each held-out set, and where everything is."""
     from rich.console import Console
     from rich.table import Table
 
-    evaluations = [entry for entry in trainer.state.log_history if any(key.startswith("eval_") for key in entry)]
-    if evaluations:
-        first, last = evaluations[0], evaluations[-1]
+    first: dict[str, tuple[int, float]] = {}
+    last: dict[str, tuple[int, float]] = {}
+    for entry in trainer.state.log_history:
+        for name in _shown_metrics(entry):
+            last[name] = int(entry["step"]), entry[name]
+            first.setdefault(name, last[name])
+    if last:
+        best = trainer.best_loaded
+        steps = [str(step) for step in dict.fromkeys((min(first.values())[0], max(last.values())[0]))]
         table = Table(title="Held out", title_justify="left")
         table.add_column("metric")
-        for entry in [first, last] if len(evaluations) > 1 else [last]:
-            table.add_column(f"step {entry['step']}", justify="right")
-        for name in _shown_metrics(last):
-            values = [entry.get(name) for entry in ([first, last] if len(evaluations) > 1 else [last])]
-            table.add_row(name.removeprefix("eval_"), *("" if v is None else f"{v:.4g}" for v in values))
+        for step in steps[:-1]:
+            table.add_column(f"step {step}", justify="right")
+        table.add_column(f"step {steps[-1]}" if best is None else f"the best, of step {best.step}", justify="right")
+        for name, (_, value) in last.items():
+            values = ([first[name][1]] if len(steps) > 1 else []) + [value]
+            table.add_row(name.removeprefix("eval_"), *(f"{v:.4g}" for v in values))
         Console().print(table)
     print(f"Written to {trainer.args.output_dir}")
 
@@ -301,7 +312,8 @@ def _print_results(trainer: GRPOTrainer) -> None:
 def _shown_metrics(entry: Mapping[str, Any]) -> list[str]:
     wanted = ("reward", "rewards/", "pass@", "maj@", "avg@", "completions/mean_length", "completions/clipped_ratio")
     names = [name for name in entry if name.startswith("eval_") and not name.endswith("/std")]
-    return [name for name in names if any(part in name for part in wanted) and not name.endswith("reward_std")]
+    names = [name for name in names if any(part in name for part in wanted) and not name.endswith("reward_std")]
+    return [name for name in names if entry[name] or (entry[name] == 0 and not name.endswith("/failed"))]
 
 
 @contextmanager

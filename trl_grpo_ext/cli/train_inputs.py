@@ -6,6 +6,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .prompt_options import TrainPrompts
@@ -52,7 +53,8 @@ def eval_prompt_arguments(options: TrainPrompts) -> dict[str, dict[str, Any]]:
     """The arguments of `load_prompts` for each held-out set, by its name; none where no `eval_dataset` is given.
 
     Raises:
-        ValueError: for a mapping without `source`, or with a key that `load_prompts` does not have.
+        ValueError: for a mapping without `source`, or with a key that `load_prompts` does not have; for a source that
+            is named twice.
     """
     given = options.eval_dataset
     if not given:
@@ -61,7 +63,9 @@ def eval_prompt_arguments(options: TrainPrompts) -> dict[str, dict[str, Any]]:
     # No duplicates are taken out: a test set is what it is
     shared |= {"split": options.eval_split, "take": options.eval_take, "deduplicate": "off"}
     if not isinstance(given, Mapping):
-        return {name: shared | _of_source(name, options) for name in _names(given)}
+        names = _names(given)
+        labels = _labels(names)
+        return {label: shared | _of_source(name, options) for label, name in zip(labels, names, strict=True)}
     known = [*shared, *_NOT_OF_EVALUATION]
     for key in given:
         if key not in known:
@@ -72,12 +76,33 @@ def eval_prompt_arguments(options: TrainPrompts) -> dict[str, dict[str, Any]]:
     if not isinstance(source, str | list | Mapping) or not source:
         raise ValueError(f"eval_dataset: source={source!r} must be a name, a list of names, or a mapping to weights")
     own = _of_source(source, options) if isinstance(source, str) else {"overrides": _said_of(_names(source), options)}
-    return {source if isinstance(source, str) else "eval": shared | own | given}
+    return {_labels([source])[0] if isinstance(source, str) else "eval": shared | own | given}
 
 
 def _names(source: Any) -> list[str]:
     """Of one source, several, or a mixture."""
     return [source] if isinstance(source, str) else [str(name) for name in source or ()]
+
+
+def _labels(sources: Sequence[str]) -> list[str]:
+    """What metrics call them: `gsm8k` for openai/gsm8k and gsm8k:data/test.jsonl, `hard` for data/hard.jsonl.
+
+    Where two would be called the same, all have their whole names.
+    """
+    from ..data.sources import reader_of
+
+    twice = next((name for name in sources if sources.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"eval_dataset names {twice!r} twice: leave one of them out")
+    labels = []
+    for source in sources:
+        name, colon, file = source.partition(":")
+        if colon and reader_of(file):
+            labels.append(name)
+        else:
+            last = source.rpartition("/")[2]
+            labels.append(Path(last.removesuffix(".gz")).stem if reader_of(source) else last)
+    return labels if len(set(labels)) == len(labels) and all(labels) else list(sources)
 
 
 def _said_of(names: Sequence[str], options: TrainPrompts) -> dict[str, Any] | None:

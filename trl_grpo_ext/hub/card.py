@@ -153,6 +153,9 @@ def _evaluation(results: Sequence[Result]) -> str:
     after = all(result.step is None for result in results)
     what = "After training, by `trl-grpo eval`" if after else "The last evaluation of training"
     text = f"{_HEADING}\n\n{what}, on held-out prompts."
+    best = next((result for result in results if result.is_best), None)
+    if best is not None:
+        text = f"{_HEADING}\n\nThe weights are those of step {best.step}, the best of the run. On held-out prompts:"
     if any(result.p_value is not None for result in results):
         text += " p: of a paired test of the difference to the base, on the same prompts with the same random numbers."
     return f"{text}\n\n{_table([heads[c] for c in used], [[row[c] for c in used] for row in rows])}"

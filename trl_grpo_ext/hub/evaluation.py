@@ -39,16 +39,35 @@ class Result:
     step: int | None  # None: after training
     of_base: float | None = None  # the base's mean on the same prompts
     p_value: float | None = None  # of the paired test of the difference
+    is_best: bool = False  # of a checkpoint that was loaded when training was over
 
 
-def latest_results(log_history: Sequence[Mapping[str, Any]], datasets: Sequence[HeldOut]) -> list[Result]:
-    """The last evaluation of each dataset: the weighted sum of rewards first, then each reward."""
+@dataclass(frozen=True, slots=True)
+class BestLoaded:
+    """The weights are those of an earlier step (`load_best_model_at_end`)."""
+
+    step: int
+    logged: int  # entries of the log that are older than that
+
+
+def latest_results(
+    log_history: Sequence[Mapping[str, Any]], datasets: Sequence[HeldOut], best: BestLoaded | None = None
+) -> list[Result]:
+    """The last evaluation of each dataset by the weights that there are: the weighted sum of rewards first, then each
+    reward.
+    """
     results = []
     for held_out in datasets:
         prefix = held_out.prefix
-        entry = next((e for e in reversed(log_history) if f"{prefix}_reward" in e), None)
-        if entry is None:
+        entries = [
+            e
+            for i, e in enumerate(log_history)
+            if f"{prefix}_reward" in e and (best is None or i >= best.logged or e["step"] == best.step)
+        ]
+        if not entries:
             continue
+        entry = entries[-1]
+        step = int(entry["step"]) if best is None else best.step
         names = {"reward": (f"{prefix}_reward", f"{prefix}_reward_std")}
         start = f"{prefix}_rewards/"
         for key in entry:
@@ -61,7 +80,7 @@ def latest_results(log_history: Sequence[Mapping[str, Any]], datasets: Sequence[
             if mean is None or not math.isfinite(mean):
                 continue
             interval = _interval(mean, entry.get(std_key), held_out)
-            results.append(Result(held_out, metric, mean, interval, int(entry["step"])))
+            results.append(Result(held_out, metric, mean, interval, step, is_best=best is not None))
     return results
 
 

@@ -25,7 +25,7 @@ from .background import LONGEST_WAIT, BackgroundUploads
 from .card import model_card
 from .curves import save_reward_curves
 from .datasets import dataset_id, describe_dataset
-from .evaluation import HeldOut, latest_results
+from .evaluation import BestLoaded, HeldOut, latest_results
 from .push import UploadError, create_repository, push_adapter, push_command, reason, upload
 from .run_config import run_config, save_run_config
 from .staging import existing, stage, staging_folder, take, weight_files
@@ -42,7 +42,12 @@ class HubPublishing(_BaseTrainer):
     args: GRPOConfig
     hub_model_id: str | None  # type: ignore[assignment]  # transformers sets it to None first
     run_recipe: Mapping[str, Any] | None = None  # options of the command that the run was made by, for its record
+    best_loaded: BestLoaded | None = None  # instead of the weights of the last step
     _uploads: BackgroundUploads | None = None
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        self.best_loaded = BestLoaded(int(self.state.best_global_step or 0), len(self.state.log_history))
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Make the repository, beside whatever comes next: no network, or a wrong token, is a warning.
@@ -155,7 +160,7 @@ class HubPublishing(_BaseTrainer):
             record,
             repo_id=name if "/" in name else None,  # whose it is, is filled in by the upload
             model_name=model_name or name.split("/")[-1],
-            results=latest_results(self.state.log_history, [about for _, about in held_out.values()]),
+            results=latest_results(self.state.log_history, [about for _, about in held_out.values()], self.best_loaded),
             has_curves=curves is not None,
             tokenizer_included=self._own_tokenizer,
             datasets=[dataset_name] if dataset_name else [],
