@@ -66,13 +66,13 @@ def prompts_section(path: Path) -> list[str]:
     if rows := rows_of(result):
         machine = result["machine"]
         packages = ", ".join(f"{name} {number}" for name, number in machine["packages"].items())
+        busy = " (other processes ran all the while)" if machine["load_average_before"] > 1 else ""
         text += ["", "`load_prompts` on synthetic rows; resident memory above that of the imported libraries.", ""]
         text += _table(HEADER, rows)
         text += [
             "",
-            f"{result['date']}: {machine['cores']} cores, load average {machine['load_average_before']} before it "
-            f"(other processes ran all the while), {machine['system']}, Python {machine['python']}, {packages}. Once "
-            "each.",
+            f"{result['date']}: {machine['cores']} cores, load average {machine['load_average_before']} before it"
+            f"{busy}, {machine['system']}, Python {machine['python']}, {packages}. Once each.",
         ]
     if rows := gold_rows(result):
         text += [
