@@ -26,13 +26,15 @@ class PartialFile:
         done: The pieces, in the order in which they were added.
 
     Raises:
-        ValueError: if the file is of other work, or cannot be read.
+        ValueError: if the file is of other work, cannot be read, or is a folder.
     """
 
     def __init__(self, file: Path, what: dict[str, Any], kind: str) -> None:
         self.file = file
         self.done: list[Any] = []
         what = json.loads(json.dumps(what))
+        if file.is_dir():
+            raise ValueError(f"{str(file)!r} is a folder, and what is done is kept in a file: give another path")
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps(what, sort_keys=True) + "\n", encoding="utf-8")

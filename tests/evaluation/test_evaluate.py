@@ -192,6 +192,23 @@ def test_majority_of_extracted_answers(folder: Path) -> None:
     assert vote(answers, same) == [0, 1, 0, None, 1, 2]
 
 
+@pytest.mark.parametrize(
+    ("given", "kind", "message"),
+    [
+        ({"k": 2}, TypeError, r"k=2 must be a list of integers, such as \[1, 3\]"),
+        ({"k": ["1"]}, TypeError, r"k=\('1',\) must be a list of integers"),
+        ({"num_generations": 1.5}, TypeError, "num_generations=1.5 must be an integer"),
+        ({"seed": True}, TypeError, "seed=True must be an integer"),
+        ({"which": "bas"}, ValueError, "which='bas' must be one of base, adapter, both"),
+        ({"breakdown": "kind"}, ValueError, r"breakdown='kind' must be a list of columns: \['kind'\]"),
+        ({"breakdown": ["level", "kid"]}, ValueError, r"breakdown: 'kid' is no column of data \(its columns: "),
+    ],
+)
+def test_options_of_a_wrong_type(rows: Dataset, given: dict[str, Any], kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=message):
+        evaluate_policy("no/model", rows, **{"reward": even, **SETTINGS, **given})
+
+
 def test_what_cannot_be_evaluated_is_refused(folder: Path, rows: Dataset) -> None:
     base = str(folder / "base")
     plain = {**SETTINGS, "k": []}

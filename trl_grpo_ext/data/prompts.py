@@ -137,7 +137,7 @@ def check_columns(dataset: Dataset | IterableDataset, name: str) -> list[str]:
         raise TypeError(f"{name} must be a datasets.Dataset or IterableDataset, got {type(dataset).__name__}")
     first = next(iter(dataset), None)
     if first is None:
-        raise ValueError(f"{name} is empty: there is nothing to train on. Check the split and the filters.")
+        raise ValueError(f"{name} is empty: it has no rows. Check the split and the filters.")
     if "prompt" not in first:
         raise ValueError(
             f"{name} has no 'prompt' column (its columns: {sorted(first)}). Rename the column that holds the prompts: "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from datasets import Dataset, IterableDataset
 from peft import PeftModel
@@ -79,9 +79,17 @@ def evaluate_policy(
         raise ValueError(
             f"{unknown[0]!r} is no setting of an evaluation: they are {list(Settings.__dataclass_fields__)}"
         )
-    how = Settings(**{**settings, "k": tuple(settings.get("k") or ())})
+    ks = settings.get("k") or ()
+    how = Settings(**{**settings, "k": tuple(ks) if isinstance(ks, list | tuple) else ks})
+    if which not in (None, *get_args(Which)):
+        raise ValueError(f"which={which!r} must be one of {', '.join(get_args(Which))}")
     check_columns(data, name)
     rows = data if isinstance(data, Dataset) else Dataset.from_list(list(data))
+    if isinstance(breakdown, str):
+        raise ValueError(f"breakdown={breakdown!r} must be a list of columns: [{breakdown!r}]")
+    for column in breakdown:
+        if column not in (*BREAKDOWN, *rows.column_names):
+            raise ValueError(f"breakdown: {column!r} is no column of {name} (its columns: {rows.column_names})")
     _check_golds(rows, reward, name)
     policy = _loaded(model, adapter, tokenizer)
     has_adapter = isinstance(policy.model, PeftModel)

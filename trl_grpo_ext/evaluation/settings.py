@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 
 from ..rollout import SamplingParams
 
@@ -21,6 +22,7 @@ class Settings:
         resamples: bootstrap samples, and permutations of the paired test.
 
     Raises:
+        TypeError: a number that is no integer where one is needed, a `k` that is no list.
         ValueError: a value that cannot be; greedy decoding of several completions, which are all the same.
     """
 
@@ -36,6 +38,11 @@ class Settings:
     resamples: int = 10_000
 
     def __post_init__(self) -> None:
+        for name in ("num_generations", "max_new_tokens", "top_k", "seed", "batch_size", "resamples"):
+            if not _whole(value := getattr(self, name)):
+                raise TypeError(f"{name}={value!r} must be an integer")
+        if not isinstance(self.k, tuple) or not all(map(_whole, self.k)):
+            raise TypeError(f"k={self.k!r} must be a list of integers, such as [1, {self.num_generations}]")
         for name, least in (("num_generations", 1), ("batch_size", 1), ("resamples", 100)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be at least {least}")
@@ -66,3 +73,7 @@ class Settings:
         greedy = self.temperature == 0
         temperature = 1.0 if greedy else self.temperature
         return SamplingParams(self.max_new_tokens, temperature, self.top_p, self.top_k, greedy=greedy)
+
+
+def _whole(value: object) -> bool:
+    return type(value) is not bool and isinstance(value, Integral)
