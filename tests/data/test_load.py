@@ -342,6 +342,10 @@ def test_refusals(source: Any, arguments: dict[str, Any], message: str, write: W
         ("a.jsonl", {"overrides": ["a.jsonl"]}, "overrides=.* must be a mapping"),
         ("a.jsonl", {"overrides": {"a.jsonl": None}}, r"overrides\['.*a\.jsonl'\]=None must be a mapping"),
         ("a.jsonl", {"decontaminate": [5]}, "decontaminate has 5"),
+        ("a.jsonl", {"decontaminate": 5}, "decontaminate=5 must be a list of sources"),
+        ("a.jsonl", {"few_shot": 3}, "few_shot=3 must be a list of examples"),
+        ("a.jsonl", {"report": []}, r"report=\[\] must be a PromptReport"),
+        ("a.jsonl", {"tokenizer": "gpt2", "max_prompt_tokens": 4}, "tokenizer='gpt2' must be a tokenizer"),
         ("a.jsonl", {"template": None}, "template=None must be text or a mapping"),
     ],
 )

@@ -111,6 +111,8 @@ def load_prompts(
     }
     whole = Choice(shuffle, seed, skip, take)
     check_arguments(deduplicate, stopping_strategy, tokenizer, whole)
+    if report is not None and not isinstance(report, PromptReport):
+        raise TypeError(f"report={report!r:.80} must be a PromptReport: it is filled with the counts.")
     report = PromptReport() if report is None else report
     report.sources.clear()
     report.streaming = streaming

@@ -128,6 +128,7 @@ def check_arguments(
     """Refuse what concerns no single source.
 
     Raises:
+        TypeError: for a tokenizer that is none.
         ValueError: names the argument, its value and the rule.
     """
     for name, value, known in (
@@ -136,6 +137,8 @@ def check_arguments(
     ):
         if value not in known:
             raise ValueError(f"{name}={value!r} must be one of {', '.join(known)}.")
+    if tokenizer is not None and not hasattr(tokenizer, "apply_chat_template"):
+        raise TypeError(f"tokenizer={tokenizer!r:.80} must be a tokenizer: AutoTokenizer.from_pretrained(model).")
     _check_choice(whole.skip, whole.take, whole.seed, "")
 
 
@@ -248,6 +251,8 @@ def _check_source_arguments(name: str, arguments: dict[str, Any]) -> None:
         raise ValueError(f"decontaminate_share={share!r} must be within 0..1.")
     if isinstance(arguments["decontaminate"], str):
         raise ValueError(f"decontaminate={arguments['decontaminate']!r} must be a list of sources: put it in brackets.")
+    if not isinstance(arguments["decontaminate"] or (), Sequence):
+        raise TypeError(f"decontaminate={arguments['decontaminate']!r:.80} must be a list of sources.")
     for other in arguments["decontaminate"] or ():
         if not isinstance(other, (str, os.PathLike)):
             raise TypeError(f"decontaminate has {other!r:.80}: it must be a list of sources, by name, id or file.")
@@ -301,6 +306,7 @@ def _overrides(overrides: Any, weights: Mapping[str, Any], own: Mapping[str, Any
         raise TypeError(f"overrides={overrides!r:.80} must be a mapping: {{source: {{argument: value}}}}.")
     given = {os.fspath(name): values for name, values in (overrides or {}).items()}
     named = [own["decontaminate"], *(v.get("decontaminate", ()) for v in given.values() if isinstance(v, Mapping))]
+    named = [names for names in named if isinstance(names, Sequence)]  # what is none is refused with its source
     against = {name for names in named if not isinstance(names, str) for name in names or ()}
     for name, values in given.items():
         if name not in weights and name not in against:

@@ -201,7 +201,10 @@ def _shots(few_shot: Sequence[Mapping[str, str]] | str) -> list[Mapping[str, str
         if not rows:
             raise ValueError(f"{where} has no examples: it is empty. Write one per line, or leave few_shot out.")
     else:
-        rows = few_shot
+        given: Any = few_shot
+        if not isinstance(given, Sequence):
+            raise TypeError(f"few_shot={given!r:.80} must be a list of examples, or a JSON Lines file of them.")
+        rows = given
     for index, row in enumerate(rows):
         if not isinstance(row, Mapping) or not all(_said(row.get(key)) for key in ("problem", "answer")):
             raise ValueError(
