@@ -1,6 +1,6 @@
 r"""DeepSeek-R1's four stages in miniature (arXiv:2501.12948, §2.3), and DeepSeekMath's iterative GRPO.
 
-Command (two cores, about 8 minutes):
+Command (one core, about 10 minutes):
 
     python recipes/r1_pipeline.py
     python recipes/r1_pipeline.py --smoke        # every stage for two steps, in seconds; its figures say nothing
