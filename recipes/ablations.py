@@ -4,6 +4,7 @@ Command (two cores, under 30 minutes; a run that is done is not run again):
 
     python recipes/ablations.py --jobs 2
     python recipes/ablations.py --jobs 2 --methods ppo-4     # 15 minutes more
+    TRL_WITH_PPO=... python recipes/ablations.py --jobs 2 --methods ppo-trl     # see ppo_trl.py
     python recipes/ablations.py --report       # what is done so far
     python recipes/ablations.py --smoke        # every method for two steps, in seconds
 
@@ -15,8 +16,9 @@ completions, drawn by the same sampler and paid by the same rewards:
   and four times as many prompts;
 - other baselines, all with the KL: RLOO (arXiv:2402.14740), ReMax (arXiv:2310.10505, whose greedy completions come on
   top), RAFT (arXiv:2304.06767), REINFORCE;
-- PPO with a critic (`ppo_baseline.py`; TRL 1.16 has none), with one pass over each batch, as the others; `ppo-4`, which
-  is run when it is named, makes four, and so four times as many updates, as is usual for PPO.
+- PPO with a critic (`ppo_baseline.py`; TRL 1.16 has none), with one pass over each batch, as the others. When they are
+  named: `ppo-4` makes four, and so four times as many updates, as is usual for PPO; `ppo-trl` is the trainer that TRL
+  had until 1.12, in `trl.experimental.ppo` (`ppo_trl.py`).
 
 One learning rate for all, that of the quickstart: no method was tuned, GRPO's was the one that it was chosen on.
 
@@ -64,8 +66,10 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "reinforce": ("REINFORCE", {"advantage_estimator": "reinforce"}),
     "ppo": ("PPO with a critic", {"epochs": 1}),
     "ppo-4": ("PPO with a critic, 4 epochs", {"epochs": 4}),
+    "ppo-trl": ("PPO by trl.experimental.ppo", {"epochs": 1}),
 }
-UNASKED = tuple(name for name in METHODS if name != "ppo-4")  # that one takes as long as five of the others
+# Of the others, one takes as long as five, and one needs an old TRL
+UNASKED = tuple(name for name in METHODS if name not in ("ppo-4", "ppo-trl"))
 START = "warm"  # in place of a method: the model that all of them start from
 BETA, LEARNING_RATE = 0.04, 1.5e-3
 HERE = Path(__file__).resolve().parent
@@ -85,6 +89,24 @@ def rewards_of(rows: Sequence[Row], texts: list[str]) -> list[float]:
 
 def train(method: str, warm_model: Path, splits: Splits, seed: int, steps: int, completions: int, out: Path) -> Any:
     """The trained policy and its tokenizer."""
+    if method == "ppo-trl":
+        from ppo_trl import train_ppo_by_trl
+
+        policy = train_ppo_by_trl(
+            warm_model,
+            splits.practice,
+            rewards_of,
+            out=out,
+            lora=lora(),
+            steps=steps,
+            completions=completions,
+            max_completion_length=MAX_COMPLETION_LENGTH,
+            beta=BETA,
+            learning_rate=LEARNING_RATE,
+            seed=seed,
+            **METHODS[method][1],
+        )
+        return policy, AutoTokenizer.from_pretrained(warm_model)
     if method.startswith("ppo"):
         tokenizer = AutoTokenizer.from_pretrained(warm_model)
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -252,20 +274,21 @@ def draw(rows: Sequence[dict[str, Any]], folder: Path) -> None:
     pyplot.close(figure)
 
 
-def write_report(results: list[dict[str, Any]], before: dict[int, float], docs: Path, command: str) -> str:
+def write_report(results: list[dict[str, Any]], before: dict[int, float], docs: Path, commands: list[str]) -> str:
     """`ablations.md`, its figure and its figures; returns the table."""
     rows, folder = summarise(results), docs / "ablations"
     folder.mkdir(parents=True, exist_ok=True)
-    kept = {"command": command, "accuracy_before": before, "summary": rows, "runs": results}
+    kept = {"commands": commands, "accuracy_before": before, "summary": rows, "runs": results}
     (folder / "results.json").write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
     draw(rows, folder)
     steps, completions = results[0]["steps"], results[0]["completions"]
     starts = ", ".join(f"{100 * accuracy:.1f}" for accuracy in before.values())
     text = f"""# Ablations and baselines
 
-Written by `{command}`. The quickstart's additions: {steps} steps of {completions // steps} completions by every
-method, from models that solve {starts} % (seeds {", ".join(map(str, before))}) of the held-out problems. What the
-methods are, and what is the same for all of them, is said at the top of `recipes/ablations.py`.
+Written by {" and ".join(f"`{command}`" for command in commands)}.
+The quickstart's additions: {steps} steps of {completions // steps} completions by every method, from models that solve
+{starts} % (seeds {", ".join(map(str, before))}) of the held-out problems. What the methods are, and what is the same
+for all of them, is said at the top of `recipes/ablations.py`.
 
 {table(rows)}
 
@@ -274,8 +297,9 @@ methods are, and what is the same for all of them, is said at the top of `recipe
 Accuracy: greedy, on held-out problems, mean and standard deviation (sd) over the seeds, and the mean difference to
 full GRPO on the same seeds, which are not equally hard. Memory: growth of the process's peak. Seconds are the clock's,
 with as many runs at a time as `--jobs` says; CPU seconds the processor's. Every method makes one update of each batch,
-PPO with 4 epochs makes four. No method's learning rate was tuned: this is one task, of a 0.9M-parameter model, and says
-how the methods compare there.
+PPO with 4 epochs makes four. PPO by trl.experimental.ppo is the trainer that TRL had until 1.12, with the same critic
+(`recipes/ppo_trl.py`); it draws with transformers, which its seconds and memory are of too. No method's learning rate
+was tuned: this is one task, of a 0.9M-parameter model, and says how the methods compare there.
 """
     (docs / "ablations.md").write_text(text, encoding="utf-8")
     return table(rows)
@@ -345,7 +369,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not results:
         parser.error(f"--report: there is no run in {out}")
     how = " --smoke" if arguments.smoke else f" --jobs {arguments.jobs}"
-    console.print(write_report(results, before, arguments.docs, f"python recipes/ablations.py{how}"))
+    named = [method for method in METHODS if method not in UNASKED and any(r["method"] == method for r in results)]
+    commands = [f"python recipes/ablations.py{how}"]
+    commands += [f"{commands[0]} --methods {' '.join(named)}"] * bool(named)
+    console.print(write_report(results, before, arguments.docs, commands))
     console.print(f"written: {arguments.docs / 'ablations.md'}")
 
 

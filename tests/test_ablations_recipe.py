@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -24,7 +24,7 @@ def recipes() -> Iterator[dict[str, ModuleType]]:
     """The recipes as `python recipes/...` has them, beside each other."""
     patch = pytest.MonkeyPatch()
     patch.syspath_prepend(str(ROOT / "recipes"))
-    yield {name: import_module(name) for name in ("ablations", "ppo_baseline", "embedded_task")}
+    yield {name: import_module(name) for name in ("ablations", "ppo_baseline", "ppo_trl", "embedded_task")}
     patch.undo()
 
 
@@ -71,6 +71,39 @@ def test_an_untrained_critic_says_zero_and_learns(recipes: dict[str, ModuleType]
         optimizer.step()
         losses.append(float(loss))
     assert losses[0] == 4.0 and losses[-1] < losses[0]  # four tokens, each one off by 1
+
+
+def test_rules_as_the_reward_model_that_trl_asks(recipes: dict[str, ModuleType]) -> None:
+    from trl.experimental.utils import get_reward
+
+    tokenizer = recipes["embedded_task"].make_tokenizer()
+    rows = [{"prompt": "12+3=", "solution": "15"}, {"prompt": "4+5=", "solution": "9"}]
+    asked: list[tuple[str, str]] = []
+
+    def reward(given: Sequence[dict[str, Any]], texts: list[str]) -> list[float]:
+        asked.extend(zip((row["solution"] for row in given), texts, strict=True))
+        return [float(len(text)) for text in texts]
+
+    model = recipes["ppo_trl"].RulesAsModel(rows, tokenizer, reward)
+    pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
+    ids = [tokenizer(text)["input_ids"] for text in ("4+5=", "<answer>9</answer>", "12+3=", "<answer>")]
+    longest = max(len(ids[0]), len(ids[2]))
+    left = [[pad] * (longest - len(one)) + one for one in (ids[0], ids[2])]
+    width = len(ids[1]) + 1  # with its end; the other completion has none, and padding behind it
+    right = [[*ids[1], end], ids[3] + [pad] * (width - len(ids[3]))]
+    batch = torch.tensor([a + b for a, b in zip(left, right, strict=True)])
+    _, found, _ = get_reward(model, batch, pad, longest)
+    assert asked == [("9", "<answer>9</answer>"), ("15", "<answer>")]
+    assert found.tolist() == [18.0, 8.0]
+
+
+def test_trl_without_ppo_is_named(recipes: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
+    import trl.experimental
+
+    monkeypatch.setattr(trl.experimental, "__path__", list(trl.experimental.__path__))
+    monkeypatch.setenv("TRL_WITH_PPO", "no/such/folder")
+    with pytest.raises(ImportError, match=r"has no PPO .*ppo_trl\.py has a remedy"):
+        recipes["ppo_trl"].classes()
 
 
 def test_the_table_by_hand(recipes: dict[str, ModuleType]) -> None:
