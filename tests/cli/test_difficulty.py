@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from datasets import Dataset
-from saved_adapters import save_base
+from saved_adapters import save_adapter, save_base
 from transformers import PreTrainedModel
 
 from trl_grpo_ext import GroupSampler, load_prompts
@@ -131,6 +131,9 @@ def test_bad_input_is_one_line(place: Path, tmp_path: Path, capsys: pytest.Captu
         (arguments(place, output, "--samples", "0"), "samples=0 must be at least 1"),
         (arguments(place, output, "--seed", "-1"), "seed=-1 must be in 0..2^64-1"),
         (arguments(place, output, "--which", "both"), "--which both cannot be measured"),
+        (arguments(place, output, "--which", "adapter"), "--which adapter needs --adapter"),
+        (arguments(place, output, "--reward-workers", "-1"), "reward_workers=-1 must be an integer of at least 0"),
+        (arguments(place, output, "--reward", f"{place / 'rewards.py'}:__name__"), "is no function or class"),
         (arguments(place, output, "--dataset-tak", "3"), "did you mean --dataset-take?"),
     ):
         assert main(argv) == 2, argv
@@ -139,6 +142,17 @@ def test_bad_input_is_one_line(place: Path, tmp_path: Path, capsys: pytest.Captu
     assert main(arguments(place, output, "--min-pass-rate", "0.01", "--max-pass-rate", "0.02")) == 1
     assert "no prompt has a pass rate in [0.01, 0.02], of 7" in capsys.readouterr().err
     assert output.exists()  # what was measured is not lost
+
+
+def test_the_base_that_an_adapter_names(place: Path, expected: list[Any], tmp_path: Path) -> None:
+    adapter, _ = save_adapter(place / "base", tmp_path / "adapter", spread=0.5)
+    argv = [word for word in arguments(place, tmp_path / "rated.jsonl") if word not in ("--model", str(place / "base"))]
+    assert main([*argv, "--adapter", str(adapter), "--which", "base"]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "rated.jsonl").read_text().splitlines()]
+    assert [(row["pass_rate"], row["pass_count"], row["samples"]) for row in rows] == expected
+    assert main([*argv[:-2], "--output", str(tmp_path / "own.jsonl"), "--adapter", str(adapter)]) == 0
+    own = [json.loads(line)["pass_count"] for line in (tmp_path / "own.jsonl").read_text().splitlines()]
+    assert own != [row["pass_count"] for row in rows]
 
 
 def test_histogram_by_hand() -> None:

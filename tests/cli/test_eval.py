@@ -145,6 +145,8 @@ def test_bad_input_is_one_line_and_comes_before_the_model(
     (tmp_path / "golds.jsonl").write_text('{"prompt": "a", "solution": "1"}\n{"prompt": "b", "solution": ""}\n')
     (tmp_path / "broken.jsonl").write_text('{"prompt": "a"}\n{"prompt": \n')
     (tmp_path / "text.txt").touch()
+    (tmp_path / "nothing.jsonl").touch()
+    (tmp_path / "judge.py").write_text("most = 3\n")
     for taken in ("evaluation.json", "completions.parquet"):
         (tmp_path / f"had-{taken}").mkdir()
         (tmp_path / f"had-{taken}" / taken).touch()
@@ -164,6 +166,10 @@ def test_bad_input_is_one_line_and_comes_before_the_model(
         (["--dataset", rows, "--dataset-skip", "3"], "leave nothing of the 3 rows"),
         (["--dataset", rows, "--breakdown", "subject"], "--breakdown subject is no column of the prompts"),
         (["--dataset", rows, "--reward", "acuracy"], "there is no such reward"),
+        (["--dataset", rows, "--reward", f"{tmp_path / 'judge.py'}:most"], "is no function or class"),
+        (["--dataset", rows, "--reward-workers", "-1"], "reward_workers=-1 must be an integer of at least 0"),
+        (["--dataset", rows, "--reward-timeout", "0"], "reward_timeout=0.0 must be a number of seconds above 0"),
+        (["--dataset", str(tmp_path / "nothing.jsonl")], "nothing.jsonl cannot be read: it holds no rows"),
         (["--dataset", rows, "--num-generation", "3"], "did you mean --num-generations?"),
         (["--dataset", str(tmp_path / "broken.jsonl")], "broken.jsonl cannot be read"),
         (

@@ -48,6 +48,21 @@ def values(scores: Any, k: int = 0) -> list[float | None]:
     return [None if math.isnan(value) else value for value in scores.rewards[:, k].tolist()]
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"timeout": 0}, "reward_timeout=0 must be a number of seconds above 0"),
+        ({"timeout": math.inf}, "reward_timeout=inf must be"),
+        ({"workers": -1}, "reward_workers=-1 must be an integer of at least 0"),
+        ({"memory_mb": 0}, "reward_memory_mb=0 must be an integer of at least 1"),
+        ({"concurrency": 0}, "reward_concurrency=0 must be"),
+    ],
+)
+def test_limits_out_of_range(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Limits(**given)
+
+
 # What a completion makes the reward do, and how the failure is called
 FAILURES = {
     "raise:x": "raised",

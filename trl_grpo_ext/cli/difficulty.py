@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from .main import OK, CheckFailed
+from .main import OK, CheckFailed, as_refusals
 from .model_options import ModelOptions, check_writable
 from .parser import CommandParser
 from .prompt_options import FilteredPrompts
@@ -62,20 +62,25 @@ def run(argv: Sequence[str]) -> int:
     what.arguments()  # without a dataset refused, before anything else
     if who.which == "both":
         raise ValueError("--which both cannot be measured at once: choose base or adapter")
+    if who.which is not None:
+        who.speakers()  # an adapter that is not there is refused
     output, filtered = _files(to)
 
+    from ..adapter_source import read_adapter
     from ..difficulty import Measurement, in_band, measure_pass_rates, write
     from ..rewards import Limits, RewardError, load_rewards
     from ..rollout import SamplingParams
 
     params = SamplingParams(how.max_new_tokens, how.temperature, how.top_p, how.top_k)
     measurement = Measurement(how.samples, params, how.seed, how.batch_size)
-    (reward,), _ = load_rewards([how.reward])
-    if who.which == "base":
-        who.adapter = None
+    limits = Limits(workers=how.reward_workers)
+    with as_refusals():
+        (reward,), _ = load_rewards([how.reward])
+    if who.which == "base" and who.adapter is not None:
+        source = read_adapter(who.adapter, who.model, who.revision)
+        who.model, who.revision, who.adapter = source.base, source.base_revision, None
     policy = who.load()
     prompts, partial = _prompts(what, policy.tokenizer), output.with_name(f"{output.name}.partial")
-    limits = Limits(workers=how.reward_workers)
     try:
         rows = measure_pass_rates(policy, prompts, measurement, reward=reward, partial=partial, limits=limits)
     except (KeyboardInterrupt, RewardError) as stop:

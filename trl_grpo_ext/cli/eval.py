@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from .eval_prompts import EvalPrompts
-from .main import OK, CheckFailed
+from .main import OK, CheckFailed, as_refusals
 from .model_options import ModelOptions, check_writable
 from .parser import CommandParser, Gather
 
@@ -110,10 +110,12 @@ def run(argv: Sequence[str]) -> int:
     from ..evaluation.evaluate import BREAKDOWN
     from ..rewards import Limits, RewardError, load_rewards
 
-    (reward,), _ = load_rewards([judges.reward])
-    (format_reward,), _ = load_rewards([judges.format_reward]) if judges.format_reward != "none" else ((None,), [])
+    with as_refusals():
+        (reward,), _ = load_rewards([judges.reward])
+        (format_reward,), _ = load_rewards([judges.format_reward]) if judges.format_reward != "none" else ((None,), [])
     own = {**vars(how), "k": tuple(judges.k or ()), "confidence": judges.confidence, "resamples": judges.resamples}
     Settings(**own)  # what cannot be is said before a model is loaded
+    limits = Limits(timeout=judges.reward_timeout, workers=judges.reward_workers)
     loaded: list[LoadedPolicy] = []
 
     def policy() -> LoadedPolicy:
@@ -135,7 +137,7 @@ def run(argv: Sequence[str]) -> int:
             reward=reward,
             format_reward=format_reward,
             breakdown=judges.breakdown or BREAKDOWN,
-            reward_limits=Limits(timeout=judges.reward_timeout, workers=judges.reward_workers),
+            reward_limits=limits,
             failures_file=None if to.output is None else Path(to.output) / "reward_failures.jsonl",
             partial=partial,
             **own,

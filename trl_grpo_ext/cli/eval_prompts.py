@@ -92,8 +92,8 @@ def _rows_with_prompts(source: str) -> Dataset | None:
     from datasets.exceptions import DatasetGenerationError
 
     kind = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}.get(Path(source).suffix)
-    if kind is None or not Path(source).is_file():
-        return None
+    if kind is None or not Path(source).is_file() or not Path(source).stat().st_size:
+        return None  # as all that `load_prompts` has a word for
     try:
         rows = load_dataset(kind, data_files=source, split="train")
     except (DatasetGenerationError, UnicodeDecodeError, ValueError) as error:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 
 from .. import __version__
@@ -75,6 +76,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(f"trl-grpo {command}", str(error), FAILED)
     except KeyboardInterrupt:
         return _complain(f"trl-grpo {command}", "interrupted; nothing incomplete was left", 130)
+
+
+@contextmanager
+def as_refusals() -> Iterator[None]:
+    """A wrong type in what was given is bad input, as a wrong value is."""
+    try:
+        yield
+    except TypeError as error:
+        raise ValueError(str(error)) from error
 
 
 class CheckFailed(Exception):

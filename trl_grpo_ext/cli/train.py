@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from .main import FAILED, OK, CheckFailed
+from .main import FAILED, OK, CheckFailed, as_refusals
 from .parser import CommandParser
 from .prompt_options import TrainPrompts
 from .recorded_run import options_of_record, recipe_of
@@ -97,13 +96,13 @@ def run(argv: Sequence[str]) -> int:
     """Train, or show the plan, and return the exit code."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # advice about 4-bit kernels
     *groups, args = make_parser().read(argv)
-    with _as_refusals():
+    with as_refusals():
         inputs = _resolve(groups, args)
     how: TrainRun = groups[-1]
     if how.dry_run:
         _show(inputs, how.dry_run_prompts)
         return OK
-    with _as_refusals():
+    with as_refusals():
         trainer = _make_trainer(inputs, groups)
     return _train(trainer, bool(inputs.evaluation))
 
@@ -213,7 +212,7 @@ def _show(inputs: _Inputs, shown: int) -> None:
     from .run_plan import make_plan
     from .show_plan import print_plan
 
-    with _as_refusals():
+    with as_refusals():
         plan = make_plan(
             inputs.args,
             model=inputs.model,
@@ -314,12 +313,3 @@ def _shown_metrics(entry: Mapping[str, Any]) -> list[str]:
     names = [name for name in entry if name.startswith("eval_") and not name.endswith("/std")]
     names = [name for name in names if any(part in name for part in wanted) and not name.endswith("reward_std")]
     return [name for name in names if entry[name] or (entry[name] == 0 and not name.endswith("/failed"))]
-
-
-@contextmanager
-def _as_refusals() -> Iterator[None]:
-    """A wrong type in what was given is bad input, as a wrong value is."""
-    try:
-        yield
-    except TypeError as error:
-        raise ValueError(str(error)) from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import pickle
 from collections import OrderedDict
@@ -47,12 +48,27 @@ class _Call:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a reward function may take before it is stopped."""
+    """What a reward function may take before it is stopped.
+
+    Raises:
+        ValueError: a number out of its range.
+    """
 
     timeout: float = 10.0  # seconds of wall time for a completion
     memory_mb: int = 1024  # that a worker may allocate
     workers: int | None = None  # processes; None: one per core, 8 at most; 0: everything in this process
     concurrency: int = 32  # calls of async functions under way at a time
+
+    def __post_init__(self) -> None:
+        if not 0 < self.timeout < math.inf:
+            raise ValueError(f"reward_timeout={self.timeout!r} must be a number of seconds above 0: 10 is the default")
+        for name, value, least in (
+            ("memory_mb", self.memory_mb, 1),
+            ("workers", self.workers, 0),
+            ("concurrency", self.concurrency, 1),
+        ):
+            if value is not None and value < least:
+                raise ValueError(f"reward_{name}={value!r} must be an integer of at least {least}")
 
 
 class RewardRunner:
