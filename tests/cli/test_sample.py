@@ -59,6 +59,8 @@ def test_temperature_0_is_greedy_and_base_alone(adapter: Path, tmp_path: Path) -
     [row] = json.loads(file.read_text())["samples"]
     assert set(row) == {"prompt", "base"}
     assert row["base"][0] == row["base"][1]
+    assert main([*argv, "--max-new-tokens", "3", "--overwrite"]) == 0
+    assert json.loads(file.read_text())["samples"][0]["base"][0]["tokens"] <= 3
 
 
 def test_bad_input_is_one_line(adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -90,7 +92,11 @@ def test_bad_input_is_one_line(adapter: Path, tmp_path: Path, capsys: pytest.Cap
 
 @pytest.mark.parametrize(
     ("path", "message"),
-    [("folder", "is a folder, and a file is to be written"), ("text.txt/out.json", "text.txt is not a folder")],
+    [
+        ("folder", "is a folder, and a file is to be written"),
+        ("text.txt/out.json", "text.txt is not a folder"),
+        ("text.txt", "is there already: give another name, or --overwrite"),
+    ],
 )
 def test_a_file_that_cannot_be_written_is_refused_before_a_model_is_loaded(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], path: str, message: str

@@ -64,6 +64,7 @@ class SampleOutput:
     _argument_group_name: ClassVar[str] = "output"
 
     json: str | None = field(default=None, metadata={"help": "file to write everything to, as well", "metavar": "FILE"})
+    overwrite: bool = field(default=False, metadata={"help": "replace a file that is there"})
 
 
 def run(argv: Sequence[str]) -> int:
@@ -79,6 +80,8 @@ def run(argv: Sequence[str]) -> int:
     which = who.speakers()
     if output.json is not None:
         check_writable("--json", output.json)
+        if Path(output.json).exists() and not output.overwrite:
+            raise ValueError(f"--json {output.json!r} is there already: give another name, or --overwrite")
 
     from ..data import numbered_prompts
     from ..rollout import SamplingParams
