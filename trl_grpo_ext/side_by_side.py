@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, cast
 
 import torch
+from datasets.utils import tqdm
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -211,6 +212,7 @@ def encode_prompts(
     model: PreTrainedModel,
     completion: int,
     origins: Sequence[str] | None = None,
+    progress: bool = True,
 ) -> list[EncodedPrompt]:
     """Prompts as token ids, each of which the model's context has room for.
 
@@ -220,6 +222,7 @@ def encode_prompts(
         model: For its context.
         completion: Tokens that a completion may have.
         origins: What errors call each prompt; by default "prompt 0", "prompt 1", ...
+        progress: Whether to show how far it is, on stderr, where it takes more than two seconds.
 
     Raises:
         ValueError: no prompts, one without tokens, one that is too long, or messages without a chat template.
@@ -231,7 +234,8 @@ def encode_prompts(
     rotary = getattr(model.config.get_text_config(), "rope_parameters", None) is not None
     room = None if context is None else context - (1 if rotary else completion)
     encoded = []
-    for number, prompt in enumerate(prompts):
+    shown = tqdm(prompts, desc="reading prompts", delay=2, leave=False, disable=not progress)
+    for number, prompt in enumerate(shown):
         name = f"prompt {number}" if origins is None else origins[number]
         if not isinstance(prompt, str) and encoder.tokenizer.chat_template is None:
             raise ValueError(f"{name} is a list of messages, and the tokenizer has no chat template: pass text")

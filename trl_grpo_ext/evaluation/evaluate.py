@@ -98,7 +98,9 @@ def evaluate_policy(
         raise ValueError(f"which={who!r} needs an adapter: pass one, or which='base'")
     encoder = PromptEncoder(policy.tokenizer, chat_template_kwargs)
     origins = [f"{name}, row {number}: the prompt" for number in range(len(rows))]
-    encoded = encode_prompts(rows["prompt"][:], encoder, base_model_of(policy.model), how.max_new_tokens, origins)
+    encoded = encode_prompts(
+        rows["prompt"][:], encoder, base_model_of(policy.model), how.max_new_tokens, origins, progress
+    )
     judge = Judge(rows, encoder, encoded, how, reward, format_reward, reward_limits, failures_file)
     try:
         if partial is not None:
