@@ -134,6 +134,6 @@ def main(model: str, output: str, batch: str) -> None:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
-    if torch.distributed.is_initialized():  # or gloo's threads may still run when C++ takes itself apart, and abort
+    if torch.distributed.is_initialized():  # or gloo's threads may outlive Python, and abort its end
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()

@@ -270,6 +270,8 @@ def _train(trainer: GRPOTrainer, has_evaluation: bool) -> int:
             _print_results(trainer)
         if args.push_to_hub:
             trainer.push_to_hub()
+        # Of several processes the threads of the process group may outlive Python otherwise, and abort its end
+        trainer.accelerator.end_training()
     except KeyError as error:
         if "metric_for_best_model" not in str(error):
             raise
