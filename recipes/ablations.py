@@ -89,41 +89,25 @@ def rewards_of(rows: Sequence[Row], texts: list[str]) -> list[float]:
 
 def train(method: str, warm_model: Path, splits: Splits, seed: int, steps: int, completions: int, out: Path) -> Any:
     """The trained policy and its tokenizer."""
-    if method == "ppo-trl":
-        from ppo_trl import train_ppo_by_trl
-
-        policy = train_ppo_by_trl(
-            warm_model,
-            splits.practice,
-            rewards_of,
-            out=out,
-            lora=lora(),
-            steps=steps,
-            completions=completions,
-            max_completion_length=MAX_COMPLETION_LENGTH,
-            beta=BETA,
-            learning_rate=LEARNING_RATE,
-            seed=seed,
-            **METHODS[method][1],
-        )
-        return policy, AutoTokenizer.from_pretrained(warm_model)
     if method.startswith("ppo"):
         tokenizer = AutoTokenizer.from_pretrained(warm_model)
+        same: dict[str, Any] = {
+            "lora": lora(),
+            "steps": steps,
+            "completions": completions,
+            "max_completion_length": MAX_COMPLETION_LENGTH,
+            "beta": BETA,
+            "learning_rate": LEARNING_RATE,
+            "seed": seed,
+        }
+        own = METHODS[method][1]
+        if method == "ppo-trl":
+            from ppo_trl import train_ppo_by_trl
+
+            return train_ppo_by_trl(warm_model, splits.practice, rewards_of, out=out, **same, **own), tokenizer
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        policy = train_ppo(
-            AutoModelForCausalLM.from_pretrained(warm_model).to(device),
-            tokenizer,
-            splits.practice,
-            rewards_of,
-            lora=lora(),
-            steps=steps,
-            completions=completions,
-            max_completion_length=MAX_COMPLETION_LENGTH,
-            beta=BETA,
-            learning_rate=LEARNING_RATE,
-            seed=seed,
-            settings=PPOSettings(**METHODS[method][1]),
-        )
+        model = AutoModelForCausalLM.from_pretrained(warm_model).to(device)
+        policy = train_ppo(model, tokenizer, splits.practice, rewards_of, settings=PPOSettings(**own), **same)
         return policy, tokenizer
     settings = {"num_generations": 8, "beta": BETA} | METHODS[method][1]
     trainer = GRPOTrainer(

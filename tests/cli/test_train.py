@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,9 +20,11 @@ from trl_grpo_ext.cli import train_inputs
 from trl_grpo_ext.cli.main import main
 from trl_grpo_ext.cli.prompt_options import TrainPrompts
 from trl_grpo_ext.cli.run_plan import bar, histogram, planned_steps
+from trl_grpo_ext.cli.train import _print_results as print_results
 from trl_grpo_ext.cli.train import config_sections, make_parser
 from trl_grpo_ext.cli.train_options import TrainAdapter, TrainModel, TrainRewards
 from trl_grpo_ext.hub import load_run_config
+from trl_grpo_ext.hub.evaluation import BestLoaded
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -550,6 +553,32 @@ def test_results_of_several_sets_by_the_best_weights(
     assert "failed" not in table  # none has
     card = (Path(small[small.index("--output-dir") + 1]) / "README.md").read_text()
     assert "The weights are those of step 1, the best of the run." in card
+
+
+def test_the_table_has_the_values_of_its_steps(capsys: pytest.CaptureFixture[str]) -> None:
+    log = [
+        {"step": 0, "eval_a_reward": 0.5, "eval_a_rewards/f/failed": 3.0, "eval_a_reward_std": 1.0},
+        {"step": 0, "eval_b_reward": 0.25, "eval_b_rewards/f/failed": 0.0},
+        {"step": 2, "eval_b_reward": 9.0, "loss": 1.0},
+        {"step": 4, "eval_a_reward": 0.1, "eval_a_rewards/f/failed": 0.0},  # by the last weights
+        {"step": 4, "eval_a_reward": 0.75, "eval_a_rewards/f/failed": 0.0, "eval_a_pass@2": 1.0},
+    ]
+    trainer = SimpleNamespace(
+        state=SimpleNamespace(log_history=log), best_loaded=BestLoaded(2, 4), args=SimpleNamespace(output_dir="out")
+    )
+    print_results(trainer)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "\u2502" in line or "step" in line]
+    rows = [
+        [cell.strip() for cell in line.strip("\u2502\u2503").replace("\u2503", "\u2502").split("\u2502")]
+        for line in lines
+    ]
+    assert rows == [
+        ["metric", "step 0", "the best, of step 2"],
+        ["a_reward", "0.5", "0.75"],
+        ["a_rewards/f/failed", "3", "0"],  # not the 3 of step 0 in both
+        ["b_reward", "0.25", ""],
+        ["a_pass@2", "", "1"],
+    ]
 
 
 def test_a_run_goes_on_from_its_last_checkpoint(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:

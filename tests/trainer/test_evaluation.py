@@ -174,6 +174,14 @@ def test_best_checkpoint_by_eval_reward(make_trainer, held_out, tmp_path):
     best = max(rewards, key=lambda step: (rewards[step], -step))
     assert trainer.state.best_model_checkpoint.endswith(f"checkpoint-{best}")
     assert get_last_checkpoint(str(tmp_path / "out")).endswith("checkpoint-4")
+    card = tmp_path / "out" / "README.md"
+    trainer.create_model_card()
+    assert f"The weights are those of step {best}, the best of the run." in card.read_text()
+    assert f"| reward | {rewards[best]:.4g} |" in card.read_text()  # not what the last step had
+    trainer.is_in_train = True  # as it is while it trains on
+    trainer.create_model_card()
+    assert "the best of the run" not in card.read_text() and f"| reward | {rewards[4]:.4g} |" in card.read_text()
+    trainer.is_in_train = False
     assert trainer.evaluate()["eval_reward"] == pytest.approx(rewards[best])  # its adapter is the one loaded
 
 

@@ -289,23 +289,23 @@ def _print_results(trainer: GRPOTrainer) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    first: dict[str, tuple[int, float]] = {}
-    last: dict[str, tuple[int, float]] = {}
+    found: dict[str, dict[int, float]] = {}  # metric -> step -> value, of two at one step the later one
     for entry in trainer.state.log_history:
         for name in _shown_metrics(entry):
-            last[name] = int(entry["step"]), entry[name]
-            first.setdefault(name, last[name])
-    if last:
-        best = trainer.best_loaded
-        steps = [str(step) for step in dict.fromkeys((min(first.values())[0], max(last.values())[0]))]
+            found.setdefault(name, {})[int(entry["step"])] = entry[name]
+    if found:
+        best, steps = trainer.best_loaded, {step for values in found.values() for step in values}
+        columns = sorted({min(steps), max(steps)})
         table = Table(title="Held out", title_justify="left")
         table.add_column("metric")
-        for step in steps[:-1]:
-            table.add_column(f"step {step}", justify="right")
-        table.add_column(f"step {steps[-1]}" if best is None else f"the best, of step {best.step}", justify="right")
-        for name, (_, value) in last.items():
-            values = ([first[name][1]] if len(steps) > 1 else []) + [value]
-            table.add_row(name.removeprefix("eval_"), *(f"{v:.4g}" for v in values))
+        for step in columns:
+            loaded = best if step == columns[-1] else None
+            table.add_column(f"step {step}" if loaded is None else f"the best, of step {loaded.step}", justify="right")
+        for name, values in found.items():
+            if name.endswith("/failed") and not any(values.get(step) for step in columns):
+                continue  # none has
+            shown = (f"{values[step]:.4g}" if step in values else "" for step in columns)
+            table.add_row(name.removeprefix("eval_"), *shown)
         Console().print(table)
     print(f"Written to {trainer.args.output_dir}")
 
@@ -314,4 +314,4 @@ def _shown_metrics(entry: Mapping[str, Any]) -> list[str]:
     wanted = ("reward", "rewards/", "pass@", "maj@", "avg@", "completions/mean_length", "completions/clipped_ratio")
     names = [name for name in entry if name.startswith("eval_") and not name.endswith("/std")]
     names = [name for name in names if any(part in name for part in wanted) and not name.endswith("reward_std")]
-    return [name for name in names if entry[name] or (entry[name] == 0 and not name.endswith("/failed"))]
+    return [name for name in names if entry[name] is not None]

@@ -160,7 +160,11 @@ class HubPublishing(_BaseTrainer):
             record,
             repo_id=name if "/" in name else None,  # whose it is, is filled in by the upload
             model_name=model_name or name.split("/")[-1],
-            results=latest_results(self.state.log_history, [about for _, about in held_out.values()], self.best_loaded),
+            results=latest_results(
+                self.state.log_history,
+                [about for _, about in held_out.values()],
+                None if self.is_in_train else self.best_loaded,  # of an earlier training, then
+            ),
             has_curves=curves is not None,
             tokenizer_included=self._own_tokenizer,
             datasets=[dataset_name] if dataset_name else [],
